@@ -1,0 +1,112 @@
+"""Fixtures for every test: nothing stays behind, all start methods, waiting without a maximum duration."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import multiprocessing
+import multiprocessing.util
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests._leaks import Footprint
+
+START_METHODS = ("fork", "spawn", "forkserver")
+
+# How long a thing may take to go away by itself once the test has returned (a feeder thread, a child that is ending).
+# Arbitrary; long, because a loaded machine is slow, and never waited for in full unless there really is a leak.
+_GRACE_S = 10.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_configure() -> None:
+    """Give the run a temporary directory of its own: what is left in it was left by a test.
+
+    Its name is short, since the address of a Unix socket has at most 107 bytes.
+    """
+    private = tempfile.mkdtemp(prefix="prt")
+    tempfile.tempdir = private
+    os.environ["TMPDIR"] = private
+    # After the standard library's own finalizers (-100 removes its directory, which is in ours); not in forked children.
+    multiprocessing.util.Finalize(None, shutil.rmtree, args=[private], kwargs={"ignore_errors": True}, exitpriority=-1000)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --slow the slow tests are collected and skipped, so that they cannot rot unseen."""
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: only with --slow"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a process, a descriptor, a thread, shared memory or a temporary file behind.
+
+    It is set up before the test's own fixtures and so looks after they are torn down. ``@pytest.mark.leaks("why")``
+    switches it off; what may stay is listed in ``tests/_leaks.py``.
+    """
+    if request.node.get_closest_marker("leaks"):
+        yield
+        return
+    before = Footprint.take()
+    yield
+    after = Footprint.take()
+    left = after.beyond(before)
+    deadline = time.monotonic() + _GRACE_S
+    while left and time.monotonic() < deadline:
+        multiprocessing.active_children()  # reaps those that have ended, as the next start() would
+        gc.collect()
+        time.sleep(0.02)
+        after = Footprint.take()
+        left = after.beyond(before)
+    if left:
+        for pid in after.pids_beyond(before):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        pytest.fail(f"{request.node.nodeid} left behind:\n  " + "\n  ".join(left), pytrace=False)
+
+
+@pytest.fixture(params=START_METHODS)
+def start_method(request: pytest.FixtureRequest) -> str:
+    """Each start method in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def ctx(start_method: str) -> object:
+    """procession's context of each start method in turn."""
+    import procession  # noqa: PLC0415 - a test of what import procession costs must be able to come first
+
+    return procession.get_context(start_method)
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    """Wait for a condition under a watchdog, instead of asserting a maximum duration.
+
+    ``wait_until(lambda: q.qsize() == 3, "three items")`` returns when it holds. After `within` seconds, by default far
+    longer than a loaded machine needs, the test fails with the stacks of all threads.
+    """
+
+    def wait(condition: Callable[[], object], what: str = "the condition", *, within: float = 60.0) -> None:
+        deadline = time.monotonic() + within
+        while not condition():
+            if time.monotonic() > deadline:
+                faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+                pytest.fail(f"{what} did not come about within {within:g} s", pytrace=True)
+            time.sleep(0.005)
+
+    return wait
