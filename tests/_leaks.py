@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
-_SHM = Path("/dev/shm")  # noqa: S108
+_SHM = Path("/dev/shm")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from tests._leaks import Footprint
 
 START_METHODS = ("fork", "spawn", "forkserver")
 
+NOTES = pytest.StashKey[list[str]]()
+
 # How long a thing may take to go away by itself once the test has returned (a feeder thread, a child that is ending).
 # Arbitrary; long, because a loaded machine is slow, and never waited for in full unless there really is a leak.
 _GRACE_S = 10.0
@@ -28,6 +30,12 @@ _GRACE_S = 10.0
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+    parser.addoption(
+        "--stdlib-methods",
+        default="fork",
+        metavar="METHODS",
+        help="start methods to run CPython's own suite with: fork,spawn,forkserver or none (default: fork)",
+    )
 
 
 def pytest_configure() -> None:
@@ -39,7 +47,9 @@ def pytest_configure() -> None:
     tempfile.tempdir = private
     os.environ["TMPDIR"] = private
     # After the standard library's own finalizers (-100 removes its directory, which is in ours); not in forked children.
-    multiprocessing.util.Finalize(None, shutil.rmtree, args=[private], kwargs={"ignore_errors": True}, exitpriority=-1000)
+    multiprocessing.util.Finalize(
+        None, shutil.rmtree, args=[private], kwargs={"ignore_errors": True}, exitpriority=-1000
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -49,6 +59,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="slow: only with --slow"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What CPython's suite did on this machine that it does not do on others."""
+    notes = config.stash.get(NOTES, [])
+    if notes:
+        terminalreporter.section("CPython's suite: not as the baseline, and not counted")
+        for note in sorted(notes):
+            terminalreporter.write_line(note)
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +107,7 @@ def start_method(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def ctx(start_method: str) -> object:
     """procession's context of each start method in turn."""
-    import procession  # noqa: PLC0415 - a test of what import procession costs must be able to come first
+    import procession
 
     return procession.get_context(start_method)
 

@@ -38,7 +38,7 @@ def test_an_orphan_is_found(wait_until: Callable[..., None]) -> None:
     reader, writer = os.pipe()
     script = "import subprocess, sys; p = subprocess.Popen(['cat'], stdin=0, stdout=2); print(p.pid)"
     with open(reader, "rb") as stdin:
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             [sys.executable, "-c", script], check=True, stdin=stdin, stdout=subprocess.PIPE, text=True
         )
     orphan = int(done.stdout)
@@ -77,7 +77,7 @@ def test_shared_memory_and_files_are_found() -> None:
         left = Footprint.take().beyond(before)
     finally:
         os.close(fd)
-        os.unlink(path)  # noqa: PTH108
+        os.unlink(path)
         memory.close()
         memory.unlink()
 
