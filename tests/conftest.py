@@ -46,6 +46,10 @@ def pytest_configure() -> None:
     private = tempfile.mkdtemp(prefix="prt")
     tempfile.tempdir = private
     os.environ["TMPDIR"] = private
+    # A background job of a shell ignores SIGINT, and so would every child; a signal that Python catches is set back to its
+    # default on exec.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # After the standard library's own finalizers (-100 removes its directory, which is in ours); not in forked children.
     multiprocessing.util.Finalize(
         None, shutil.rmtree, args=[private], kwargs={"ignore_errors": True}, exitpriority=-1000
