@@ -1,0 +1,1 @@
+"""Processes: starting them, their results, and the limits they live under."""

@@ -1,0 +1,66 @@
+"""The three start methods: the standard library's Popen classes, which tell the arena how their child ended.
+
+A forked child inherits the arena; how a spawned one gets it is told in `procession._proc.parcel`.
+"""
+
+from __future__ import annotations
+
+from multiprocessing import popen_fork
+from typing import TYPE_CHECKING, Any
+
+from procession import _native
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["ForkPopen", "Reaper", "arrival_hooks", "launch", "on_arrival"]
+
+# What every spawned child calls before it imports the user's main module, and passes on to its own.
+arrival_hooks: list[Callable[[], object]] = []
+
+
+def on_arrival(hook: Callable[[], object]) -> None:
+    """Have every spawned descendant call `hook`, a function of a module, before it imports the user's main module."""
+    if hook not in arrival_hooks:
+        arrival_hooks.append(hook)
+
+
+class Reaper(popen_fork.Popen):
+    """Tells the arena how the child ended, once it has been reaped, and until then keeps alive what was sent to it."""
+
+    pid: int
+    _handles: list[object] | None = None
+
+    def poll(self, *args: Any, **options: Any) -> int | None:
+        """Return the exit code, None while the child runs."""
+        known = self.returncode
+        returncode: int | None = super().poll(*args, **options)
+        if known is None and returncode is not None:
+            _native.record_exit(self.pid, returncode)
+            self._handles = None
+        return returncode
+
+
+class ForkPopen(Reaper):
+    """Starts a child by fork."""
+
+
+def launch(method: str, process: Any) -> popen_fork.Popen:
+    """Start `process` in a new process.
+
+    Args:
+        method: "fork", "spawn" or "forkserver".
+        process: The process object; in a forked child its `_bootstrap` is called, to others it is pickled.
+    """
+    # The modules are loaded when they are needed, as in the standard library: forkserver needs sockets and selectors.
+    if method == "fork":
+        return ForkPopen(process)
+    if method == "spawn":
+        from procession._proc.popen_spawn import SpawnPopen
+
+        return SpawnPopen(process)
+    if method == "forkserver":
+        from procession._proc.popen_forkserver import ForkServerPopen
+
+        return ForkServerPopen(process)
+    raise ValueError(f"cannot start a process by {method!r}: fork, spawn or forkserver")

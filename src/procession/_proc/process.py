@@ -1,0 +1,187 @@
+"""`Process`: the standard library's, with a result.
+
+The classes are subclasses of the standard library's, so `isinstance(p, multiprocessing.Process)`, `active_children()`
+and everything else that deals in processes goes on working. Added: `result()`, `exception()` and the context manager.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from multiprocessing import context as _context
+from typing import TYPE_CHECKING, Any
+
+from procession import _native
+from procession._proc import popen as _popen
+from procession._proc.results import Mailbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from procession._proc.results import Outcome
+
+    class _Base(_context.Process):
+        _target: Callable[..., Any] | None
+        _args: tuple[Any, ...]
+        _kwargs: dict[str, Any]
+        _parent_pid: int
+        _closed: bool
+        _popen: Any
+
+        def _check_closed(self) -> None: ...
+        def _bootstrap(self, parent_sentinel: int | None = None) -> int: ...
+else:
+    _Base = object
+
+__all__ = ["ForkProcess", "ForkServerProcess", "Process", "SpawnProcess"]
+
+# After this many seconds a process that ignores the SIGTERM of __exit__ is killed. Arbitrary; as long as
+# `docker stop` gives is too long for a program that is being broken off by an exception.
+_TERMINATE_GRACE_S = 5.0
+
+
+class WithResult(_Base):
+    """What procession adds to a process class of the standard library."""
+
+    _mailbox: Mailbox | None = None
+
+    def run(self) -> Any:
+        """Run the target in the child and return its value; a subclass may override this and return its own."""
+        if self._target:
+            return self._target(*self._args, **self._kwargs)
+        return None
+
+    def start(self) -> None:
+        """Start the child process.
+
+        Raises:
+            Exception: The target or an argument cannot be pickled (spawn and forkserver); a note names which.
+        """
+        if self._popen is None and not self._closed:
+            self._mailbox = Mailbox()
+        super().start()
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for what the target returns (or `run()`, where it is overridden) and return it.
+
+        Can be called any number of times and by several threads, also when the process has ended. It does not wait
+        for the process to end and does not replace `join()`.
+
+        Args:
+            timeout: Longest wait in seconds, on the monotonic clock. None waits as long as the process lives.
+
+        Raises:
+            BaseException: What the target raised, with the child's traceback as its cause.
+            RemoteError: What the target returned or raised could not be pickled.
+            ProcessDiedError: The process was killed, or ended by `os._exit()` or `sys.exit(n)` with n other than 0,
+                before the target returned. After `sys.exit(0)` the result is None.
+            multiprocessing.TimeoutError: `timeout` seconds have passed.
+            ValueError: Not started, closed, or asked in a process other than the one that started it.
+
+        Example:
+            >>> import math, procession
+            >>> with procession.get_context("fork").Process(target=math.factorial, args=(5,)) as p:
+            ...     p.result(timeout=60)
+            120
+        """
+        return self._collect("result", timeout).result()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait like `result()` and return the exception the target raised, None if it returned.
+
+        Raises:
+            ProcessDiedError: As for `result()`: whether the target would have raised is not known.
+            multiprocessing.TimeoutError: `timeout` seconds have passed.
+            ValueError: Not started, closed, or asked in a process other than the one that started it.
+        """
+        return self._collect("exception", timeout).exception()
+
+    def _collect(self, method: str, timeout: float | None) -> Outcome:
+        self._check_closed()
+        if self._parent_pid != os.getpid():
+            raise ValueError(
+                f"{method}() of {self.name} was called in process {os.getpid()}; "
+                f"only process {self._parent_pid}, which made it, can know its result"
+            )
+        if self._popen is None or self._mailbox is None:
+            raise ValueError(f"{self.name} has not been started: call start() before {method}()")
+        return self._mailbox.collect(self._popen, self.name, timeout)
+
+    def close(self) -> None:
+        """Close the object and free the result; a ValueError while the process is running."""
+        super().close()
+        self._mailbox = None
+
+    def __enter__(self) -> Self:
+        """Start the process if it has not been started."""
+        self._check_closed()
+        if self._popen is None:
+            self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Join; after an exception in the body terminate first, and kill what ignores that for five seconds."""
+        if self._closed or self._popen is None:
+            return
+        if kind is not None:
+            self.terminate()
+            self.join(_TERMINATE_GRACE_S)
+            if self.is_alive():
+                self.kill()
+        self.join()
+
+    def _bootstrap(self, parent_sentinel: int | None = None) -> int:
+        """Be the child: the standard library's bootstrap, with `run()` reporting what it comes to."""
+        _native.set_process_name(self.name)
+        mailbox = self._mailbox
+        if mailbox is not None:
+            # An attribute of this one object: run() may be overridden, also by a class that knows nothing of us.
+            self.run = functools.partial(mailbox.run, self.run)  # type: ignore[method-assign]
+        try:
+            return super()._bootstrap(parent_sentinel)
+        finally:
+            _native.process_exiting()
+
+
+class Process(WithResult, _context.Process):
+    """A process of the current start method; as `multiprocessing.Process`, with a result.
+
+    Example:
+        >>> import procession
+        >>> p = procession.Process(target=print)
+        >>> p.exitcode is None
+        True
+    """
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        return _popen.launch(_context._default_context.get_start_method(), process_obj)  # type: ignore[attr-defined]
+
+
+class ForkProcess(WithResult, _context.ForkProcess):
+    """A process started by fork."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        return _popen.launch("fork", process_obj)
+
+
+class SpawnProcess(WithResult, _context.SpawnProcess):
+    """A process started as a fresh interpreter."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        return _popen.launch("spawn", process_obj)
+
+
+class ForkServerProcess(WithResult, _context.ForkServerProcess):
+    """A process forked by the fork server."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        return _popen.launch("forkserver", process_obj)

@@ -1,0 +1,204 @@
+"""Pickling for another process: by reference where that works, by value where it does not.
+
+`dumps` tries the standard library's `ForkingPickler` first. What it refuses (lambdas, closures, functions of a
+notebook cell) goes through `cloudpickle`, which sends code instead of a name. So does what was pickled as
+``__main__.name`` when the receiver cannot import this ``__main__`` (``python -c``, a REPL, a notebook, stdin).
+Either way the bytes are plain pickle: `pickle.loads` reads them.
+
+When both refuse, the first error is raised, with a note that names the part at fault (from Python 3.11 on).
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import pickle
+import sys
+from multiprocessing import context as _context
+from multiprocessing import process as _process
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+from multiprocessing.reduction import ForkingPickler
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["annotate", "dumps", "find_culprit", "loads", "main_is_importable"]
+
+loads = pickle.loads
+
+# How deep find_culprit looks. Arbitrary: deeper paths are longer than they are helpful.
+_CULPRIT_DEPTH = 5
+
+_MAIN_NAMES = ("__main__", "__mp_main__")
+
+
+def dumps(obj: object, *, main_by_value: bool = False) -> bytes:
+    """Pickle an object for another process.
+
+    Args:
+        obj: Anything `ForkingPickler` or `cloudpickle` can take.
+        main_by_value: True when the receiver cannot import this process's ``__main__``: what is defined there
+            then travels by value.
+
+    Raises:
+        Exception: Whatever the plain pickler raised first, if pickling by value fails too.
+    """
+    popen: Any = _context.get_spawning_popen()
+    descriptors: list[int] = getattr(popen, "_fds", [])
+    known = len(descriptors)
+    try:
+        data = _plain(obj)
+    except Exception as error:
+        # The descriptors of the attempt that failed must not be sent twice.
+        del descriptors[known:]
+        try:
+            return _by_value(obj, main_by_value=main_by_value)
+        except Exception:
+            del descriptors[known:]
+            raise error from None
+    # The text is searched, not the object: this costs next to nothing, and a false alarm only costs cloudpickle.
+    if main_by_value and b"__main__" in data:
+        del descriptors[known:]
+        return _by_value(obj, main_by_value=True)
+    return data
+
+
+def _plain(obj: object) -> bytes:
+    buffer = io.BytesIO()
+    ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(obj)
+    return buffer.getvalue()
+
+
+def _by_value(obj: object, *, main_by_value: bool) -> bytes:
+    buffer = io.BytesIO()
+    _by_value_pickler()(buffer, main_by_value).dump(obj)
+    return buffer.getvalue()
+
+
+@functools.lru_cache(maxsize=1)
+def _by_value_pickler() -> Any:
+    """Return a cloudpickle pickler that knows what `ForkingPickler` was taught; made on first use."""
+    from collections import ChainMap
+
+    import cloudpickle
+
+    class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
+        # The registry itself and not a copy: torch and others register while the program runs.
+        dispatch_table = ChainMap(ForkingPickler._extra_reducers, cloudpickle.Pickler.dispatch_table)  # type: ignore[attr-defined]
+
+        def __init__(self, file: io.BytesIO, main_by_value: bool) -> None:
+            super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+            self._main_by_value = main_by_value
+
+        def reducer_override(self, obj: Any) -> Any:
+            # cloudpickle sends everything of __main__ by value. Where the receiver has that module too, a name is
+            # shorter and keeps the identity of classes.
+            if not self._main_by_value and isinstance(obj, (type, FunctionType)) and _is_found_in_main(obj):
+                return NotImplemented
+            return super().reducer_override(obj)
+
+    return ByValuePickler
+
+
+def _is_found_in_main(obj: Any) -> bool:
+    """Tell whether this class or function is what ``__main__`` has under its name."""
+    if obj.__module__ not in _MAIN_NAMES:
+        return False
+    found: Any = sys.modules.get("__main__")
+    for part in obj.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is obj
+
+
+def main_is_importable() -> bool:
+    """Tell whether a spawned child can import this process's ``__main__``; `multiprocessing.spawn`'s own rule."""
+    main = sys.modules.get("__main__")
+    name = getattr(getattr(main, "__spec__", None), "name", None)
+    if name is not None:
+        # The __main__.py of packages and archives is not imported by the child: it has no code but the main code.
+        return not (name == "__main__" or name.endswith(".__main__"))
+    path = main_path()
+    return path is not None and os.path.splitext(os.path.basename(path))[0] != "ipython" and os.path.isfile(path)
+
+
+def main_path() -> str | None:
+    """Return the path a child is told to import as ``__main__``; it need not exist (``<stdin>``)."""
+    main = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    if path is None or getattr(getattr(main, "__spec__", None), "name", None) is not None:
+        return None
+    if not os.path.isabs(path) and _process.ORIGINAL_DIR is not None:  # type: ignore[attr-defined]
+        path = os.path.join(_process.ORIGINAL_DIR, path)  # type: ignore[attr-defined]
+    return os.path.normpath(path)
+
+
+def annotate(error: BaseException, what: str, *, main_by_value: bool = False, parts: dict[str, object]) -> None:
+    """Add to `error` a note that names the part that could not be pickled; before Python 3.11 do nothing.
+
+    Args:
+        error: What `dumps` raised.
+        what: Who needed it and why, for the note: "could not be sent to ...".
+        main_by_value: As given to `dumps`.
+        parts: The parts of what was pickled, by the names the caller knows them by.
+    """
+    if not hasattr(error, "add_note"):
+        return
+    where = ""
+    for name, part in parts.items():
+        where = find_culprit(part, name, main_by_value=main_by_value)
+        if where:
+            break
+    error.add_note(
+        f"{where or 'an attribute'} {what}. Give the new process what it needs to open or build the object there "
+        "(a path, an address, plain data), or define __reduce__ or __getstate__ on its class."
+    )
+
+
+def find_culprit(obj: object, name: str, *, main_by_value: bool = False, depth: int = _CULPRIT_DEPTH) -> str:
+    """Return the path to the innermost part of `obj` that cannot be pickled, starting with `name`; "" if all can."""
+    popen: Any = _context.get_spawning_popen()
+    descriptors: list[int] = getattr(popen, "_fds", [])
+    known = len(descriptors)
+    try:
+        dumps(obj, main_by_value=main_by_value)
+    except Exception:
+        if depth > 0:
+            for suffix, part in _parts(obj):
+                inner = find_culprit(part, name + suffix, main_by_value=main_by_value, depth=depth - 1)
+                if inner:
+                    return inner
+        return f"{name} ({type(obj).__qualname__})"
+    finally:
+        del descriptors[known:]
+    return ""
+
+
+def _parts(obj: object) -> Iterator[tuple[str, object]]:
+    """Yield the parts of an object that pickling visits, each with how one writes it in Python."""
+    if isinstance(obj, dict):
+        for key, value in obj.items():
+            yield f"[{key!r}]", value
+    elif isinstance(obj, (list, tuple)):
+        for index, value in enumerate(obj):
+            yield f"[{index}]", value
+    elif isinstance(obj, functools.partial):
+        yield ".func", obj.func
+        yield ".args", obj.args
+        yield ".keywords", obj.keywords
+    elif isinstance(obj, MethodType):
+        yield ".__self__", obj.__self__
+    elif isinstance(obj, FunctionType):
+        for variable, cell in zip(obj.__code__.co_freevars, obj.__closure__ or (), strict=False):
+            try:
+                yield f"'s variable {variable}", cell.cell_contents
+            except ValueError:  # not yet assigned
+                continue
+        for variable in obj.__code__.co_names:
+            if variable in obj.__globals__ and obj.__module__ in _MAIN_NAMES:
+                yield f"'s global {variable}", obj.__globals__[variable]
+    elif not isinstance(obj, (type, ModuleType, BuiltinFunctionType)):
+        for attribute, value in getattr(obj, "__dict__", {}).items():
+            yield f".{attribute}", value

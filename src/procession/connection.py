@@ -1,0 +1,11 @@
+"""`multiprocessing.connection` itself: importing this module gives that one."""
+
+import sys
+from multiprocessing import connection as _std
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import *  # noqa: F403
+
+# The module object and not its names: private names, monkeypatching and live globals are the real ones.
+sys.modules[__name__] = _std

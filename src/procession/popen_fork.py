@@ -1,0 +1,11 @@
+"""`multiprocessing.popen_fork` itself: importing this module gives that one."""
+
+import sys
+from multiprocessing import popen_fork as _std
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multiprocessing.popen_fork import *  # noqa: F403
+
+# The module object and not its names: private names, monkeypatching and live globals are the real ones.
+sys.modules[__name__] = _std

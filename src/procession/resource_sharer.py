@@ -1,0 +1,11 @@
+"""`multiprocessing.resource_sharer` itself: importing this module gives that one."""
+
+import sys
+from multiprocessing import resource_sharer as _std
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multiprocessing.resource_sharer import *  # noqa: F403
+
+# The module object and not its names: private names, monkeypatching and live globals are the real ones.
+sys.modules[__name__] = _std

@@ -1,0 +1,15 @@
+"""The locks and their like, under the name of `multiprocessing.synchronize`."""
+
+from __future__ import annotations
+
+from multiprocessing import synchronize as _std
+from typing import Any
+
+from procession._sync import Barrier, BoundedSemaphore, Condition, Event, Lock, RLock, Semaphore
+
+__all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"]
+
+
+def __getattr__(name: str) -> Any:
+    # Private names that programs poke at, and names of later Pythons.
+    return getattr(_std, name)
