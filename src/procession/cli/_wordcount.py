@@ -1,0 +1,196 @@
+"""A word count by several processes, one of which is killed while it has a file in hand; nothing is lost.
+
+The pattern is the one for work that must not be lost. A worker takes a file from a `JoinableQueue`, sends what it
+counted, and only then calls ``task_done()``. A file whose worker died before that goes back to the queue. A worker that
+died between the two would have its file counted again, so the parent keeps one result a file: done at least once and
+counted exactly once.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import signal
+import sysconfig
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import procession
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.context import BaseContext
+    from typing import Any
+
+    Counts = dict[str, int]
+
+__all__ = ["Outcome", "count_by_workers", "count_file", "library_files"]
+
+#: Longest wait for the next result. Far more than a loaded machine needs for a file; not a target.
+PATIENCE_S = 60.0
+
+_WORD = re.compile(r"\w+")
+
+
+@dataclass
+class Outcome:
+    """What `count_by_workers` saw.
+
+    Attributes:
+        counts: File name to its word counts, each file once.
+        files_of: Worker's name to the number of files it counted.
+        killed: Name of the worker that was killed.
+        held: The file it had in hand.
+        taken_over_by: Name of the worker that counted this file.
+        error: What the killed worker's ``result()`` raised.
+        repeated: Results that came a second time and were dropped.
+        seconds: From the first start to the last result.
+    """
+
+    counts: dict[str, Counts] = field(default_factory=dict)
+    files_of: Counter[str] = field(default_factory=Counter)
+    killed: str = ""
+    held: str = ""
+    taken_over_by: str = ""
+    error: procession.ProcessDiedError | None = None
+    repeated: int = 0
+    seconds: float = 0.0
+
+    @property
+    def total(self) -> Counter[str]:
+        """All files' counts together."""
+        return add_up(self.counts)
+
+
+def library_files() -> list[str]:
+    """Return every Python file of the interpreter's own library, without what was installed into it."""
+    top = sysconfig.get_path("stdlib")
+    found = []
+    for directory, subdirectories, names in os.walk(top):
+        subdirectories[:] = [name for name in subdirectories if name not in ("site-packages", "dist-packages")]
+        found += [os.path.join(directory, name) for name in names if name.endswith(".py")]
+    return sorted(found)
+
+
+def count_file(path: str) -> Counts:
+    """Count the words of one file."""
+    return dict(Counter(_WORD.findall(Path(path).read_text(encoding="utf-8", errors="replace"))))
+
+
+def add_up(counts: dict[str, Counts]) -> Counter[str]:
+    """Add the counts of all files."""
+    total: Counter[str] = Counter()
+    for words in counts.values():
+        total.update(words)
+    return total
+
+
+def work(todo: Any, results: Any, stop_here: Any) -> int:
+    """Count files until the queue is shut down; return how many.
+
+    Args:
+        todo: JoinableQueue of file names.
+        results: Queue for (kind, worker, file, counts).
+        stop_here: Event for the worker that shall die, None for the others: once it is set, the worker says which
+            file it holds and waits to be killed.
+    """
+    name = procession.current_process().name
+    counted = 0
+    for path in todo:
+        if stop_here is not None and stop_here.is_set():
+            results.put(("holds", name, path, None))
+            time.sleep(PATIENCE_S)
+            raise RuntimeError("I was to be killed, and nobody has done it.")
+        results.put(("counted", name, path, count_file(path)))
+        todo.task_done()
+        counted += 1
+    return counted
+
+
+def count_by_workers(
+    files: list[str], context: BaseContext, workers: int, log: Callable[[float, str], None] = lambda *_: None
+) -> Outcome:
+    """Count all files by `workers` processes, and kill the last of them half-way.
+
+    Args:
+        files: The files.
+        context: Where processes and queues come from.
+        workers: Number of processes, at least 2.
+        log: Called with the seconds since the start and a line of text.
+
+    Raises:
+        RuntimeError: No result came for a long time, which a kill must not bring about; or the sums do not agree.
+    """
+    todo: Any = context.JoinableQueue()
+    results: Any = context.Queue()
+    stop_here = context.Event()
+    names = [f"worker-{number}" for number in range(1, workers + 1)]
+    processes: dict[str, Any] = {
+        name: context.Process(  # type: ignore[attr-defined]
+            target=work, name=name, args=(todo, results, stop_here if name == names[-1] else None), daemon=True
+        )
+        for name in names
+    }
+    started = time.perf_counter()
+
+    def say(text: str) -> None:
+        log(time.perf_counter() - started, text)
+
+    for path in files:
+        todo.put(path)
+    for process in processes.values():
+        process.start()
+    try:
+        outcome = _collect(len(files), results, stop_here, processes, say)
+        todo.join()  # the last task_done() may come after the last result
+        todo.shutdown()
+        for name, process in processes.items():
+            if name != outcome.killed and process.result(timeout=PATIENCE_S) != outcome.files_of[name]:
+                raise RuntimeError(
+                    f"{name} counted {process.result()} files, but {outcome.files_of[name]} came from it."
+                )
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.join()
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+def _collect(
+    number: int, results: Any, stop_here: Any, processes: dict[str, Any], say: Callable[[str], None]
+) -> Outcome:
+    """Take results until every file has one; kill the worker that says that it holds a file."""
+    outcome = Outcome()
+    while len(outcome.counts) < number:
+        try:
+            kind, name, path, words = results.get(timeout=PATIENCE_S)
+        except queue.Empty:
+            done = f"{len(outcome.counts)} of {number}"
+            raise RuntimeError(f"no result for {PATIENCE_S:.0f} s; {done} files are counted") from None
+        if kind == "holds":
+            victim = processes[name]
+            os.kill(victim.pid, signal.SIGKILL)
+            outcome.killed, outcome.held = name, path
+            say(f"half-way: {name} (pid {victim.pid}) has {os.path.basename(path)} in hand, and is sent SIGKILL")
+            try:
+                victim.result(timeout=PATIENCE_S)
+            except procession.ProcessDiedError as error:
+                outcome.error = error
+                say(f"its result() raises {type(error).__name__}: {error}")
+            continue
+        if path in outcome.counts:
+            outcome.repeated += 1
+            continue
+        outcome.counts[path] = words
+        outcome.files_of[name] += 1
+        if path == outcome.held:
+            outcome.taken_over_by = name
+            say(f"{os.path.basename(path)} went back to the queue, and {name} has counted it")
+        if len(outcome.counts) == number // 2:
+            stop_here.set()
+    return outcome
