@@ -1,0 +1,484 @@
+// The arena: one memfd that a family of processes maps, with its process table, its blocks and its objects.
+#pragma once
+
+#include <sys/random.h>
+
+#include "roster.hpp"
+
+namespace procession {
+
+constexpr u64 kMagic = 0x6e6f697373656372;  // "rcession"
+constexpr u32 kLayout = 1;                   ///< raised with every change of what lies in the arena
+constexpr u32 kClasses = 40;                 ///< blocks are 2^class bytes, 2^7 and up
+constexpr u32 kMinClass = 7;
+constexpr u64 kPage = 4096;
+
+enum class Kind : u8 {
+  kNone,
+  kLock, kRLock, kSemaphore, kBoundedSemaphore, kEvent, kCondition, kBarrier, kQueue, kJoinableQueue,  // objects
+  kRing, kRosterChunk, kRecord,                                                                        // parts
+};
+constexpr bool is_object(Kind k) noexcept { return k >= Kind::kLock && k <= Kind::kJoinableQueue; }
+
+/// Ground truth of the memory: what a block is and whose. Free lists are only a cache of `owner == 0`.
+///
+/// owner: 0 free | tag of the process that is building or taking it apart | kOwnedByQueue (part of `parent`)
+///        | kOwnedByHolders (an object). Allocation stores the owner before it unlinks, freeing clears it before it links:
+///        a kill in between leaves a block that collect() or a rebuild of the lists finds (pitfall 14).
+struct Block {
+  Atomic<u32> owner;
+  u8 cls;
+  Kind kind;
+  u16 unused;
+  Atomic<u32> gen;  ///< goes up with every free: a stale handle is told by it
+  u32 next;         ///< free list
+  u64 off;
+  u32 parent, parent_gen;
+};
+static_assert(sizeof(Block) == 32);
+
+struct Header {
+  u64 magic;
+  u32 layout, slots;
+  u64 id;           ///< random: tells one family's handles from another's
+  u64 size;         ///< bytes mapped
+  u64 limit;        ///< bytes that blocks may take: the memory limit when the arena was made
+  u64 slots_off, blocks_off, data_off;
+  u32 max_blocks, unused;
+  alignas(128) Mutex alloc;
+  Atomic<u32> nblocks;     ///< blocks ever carved, block 0 included; the commit of carving
+  u64 bump;                ///< cache: end of the last block carved
+  Atomic<u64> used;        ///< cache: bytes of blocks with an owner
+  Atomic<u32> free_list[kClasses];
+  alignas(128) Mutex collect;
+  Atomic<u32> departures;  ///< processes that left since the last collect()
+  Atomic<u32> slot_end;    ///< one past the highest slot ever taken: what a look at all slots has to read
+};
+
+/// First 64 bytes of every object.
+struct Object {
+  Kind kind;
+  u8 flags;
+  u16 unused;
+  u32 block;
+  Mutex guard;           ///< of `holders`
+  Atomic<u32> pinned;    ///< its handle was pickled to an unknown destination: lives as long as the family
+  Roster holders;        ///< value: number of handles in that process
+};
+static_assert(sizeof(Object) == 64);
+
+/// One process's view of an arena.
+class Arena {
+ public:
+  enum class Failure : u8 { kNone, kMemfd, kTruncate, kMap, kNotAnArena, kLayout, kTooSmall, kSlots };
+
+  static constexpr u64 kDefaultSize = u64{64} << 30;
+  static constexpr u64 kMinSize = u64{256} << 10;
+
+  /// Make a new arena of at most `size` bytes of address space, of which blocks may take `limit`.
+  /// RLIMIT_AS and RLIMIT_FSIZE can forbid the size: it is halved until it fits.
+  Failure create(u64 size, u64 limit) noexcept {
+    fd_ = static_cast<int>(syscall(SYS_memfd_create, "procession", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    if (fd_ < 0) return fail(Failure::kMemfd);
+    size = std::max(size, kMinSize) & ~(kPage - 1);
+    rlimit file_size{};
+    if (getrlimit(RLIMIT_FSIZE, &file_size) == 0 && file_size.rlim_cur != RLIM_INFINITY) {
+      // ftruncate past the limit raises SIGXFSZ, which kills a process that does not ignore it.
+      size = std::min(size, static_cast<u64>(file_size.rlim_cur) & ~(kPage - 1));
+    }
+    for (;; size = (size / 2) & ~(kPage - 1)) {
+      if (size < kMinSize) return fail(failure_);
+      failure_ = Failure::kTruncate;
+      if (ftruncate(fd_, static_cast<off_t>(size)) != 0) continue;
+      failure_ = Failure::kMap;
+      if (map(size)) break;
+    }
+    // Nobody may cut the file under the family: that would be SIGBUS everywhere (pitfall 17).
+    fcntl(fd_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+    failure_ = Failure::kNone;
+    Header& h = header();
+    h.layout = kLayout;
+    h.size = size;
+    if (getrandom(&h.id, sizeof h.id, 0) != sizeof h.id) h.id = static_cast<u64>(now_ns()) ^ (static_cast<u64>(getpid()) << 40);
+    h.slots = static_cast<u32>(std::clamp<u64>(size / 8192, 64, kMaxSlots));
+    h.slots_off = kPage;
+    h.blocks_off = h.slots_off + h.slots * sizeof(Slot);
+    h.max_blocks = static_cast<u32>(std::clamp<u64>(size / 2048, 1024, u64{1} << 24));
+    h.data_off = (h.blocks_off + h.max_blocks * sizeof(Block) + kPage - 1) & ~(kPage - 1);
+    if (h.data_off >= size) return fail(Failure::kTooSmall);
+    h.limit = std::min(limit, size - h.data_off);
+    h.bump = h.data_off;
+    h.nblocks.store(1, std::memory_order_relaxed);
+    h.magic = kMagic;
+    return Failure::kNone;
+  }
+
+  /// Map the arena behind `fd`, which this object owns from now on.
+  Failure attach(int fd) noexcept {
+    fd_ = fd;
+    fcntl(fd_, F_SETFD, FD_CLOEXEC);
+    struct stat st;
+    if (fstat(fd_, &st) != 0 || st.st_size < static_cast<off_t>(kMinSize)) return fail(Failure::kNotAnArena);
+    if (!map(static_cast<u64>(st.st_size))) return fail(Failure::kMap);
+    if (header().magic != kMagic) return fail(Failure::kNotAnArena);
+    if (header().layout != kLayout) return fail(Failure::kLayout);
+    return Failure::kNone;
+  }
+
+  void unmap() noexcept {
+    if (base_ != nullptr) munmap(base_, size_);
+    if (fd_ >= 0) close(fd_);
+    base_ = nullptr;
+    fd_ = -1;
+  }
+
+  Header& header() const noexcept { return *reinterpret_cast<Header*>(base_); }
+  Slot* slots() const noexcept { return reinterpret_cast<Slot*>(base_ + header().slots_off); }
+  Block& block(u32 i) const noexcept { return reinterpret_cast<Block*>(base_ + header().blocks_off)[i]; }
+  template <class T>
+  T& at(u32 i) const noexcept {
+    return *reinterpret_cast<T*>(base_ + block(i).off);
+  }
+  int fd() const noexcept { return fd_; }
+  int error() const noexcept { return errno_; }
+  u64 id() const noexcept { return header().id; }
+
+  // --- processes ------------------------------------------------------------------------------------------------------
+
+  /// Take a slot for the calling process; 0 when all are taken.
+  Tag claim() noexcept {
+    const pid_t pid = getpid();
+    const u32 i = take_slot(pid);
+    if (i == 0) return 0;
+    Slot& s = slots()[i];
+    s.parent.store(0, std::memory_order_relaxed);
+    return enter(i, pid);
+  }
+
+  /// Before fork: a slot for the child to be, so that what the parent holds can be marked as the child's too.
+  Tag reserve_child(Tag me) noexcept {
+    const u32 i = take_slot(-getpid());
+    if (i == 0) return 0;
+    Slot& s = slots()[i];
+    s.parent.store(me, std::memory_order_relaxed);
+    const u32 gen = Slot::gen_of(s.word.load(std::memory_order_relaxed));
+    s.word.store(Slot::make(gen, SlotState::kReserved), std::memory_order_release);
+    return make_tag(gen, i);
+  }
+
+  /// In the child, right after fork: only async-signal-safe calls.
+  void enter_reserved(Tag tag) noexcept { enter(slot_index(tag), getpid()); }
+
+  /// This process ends by its bootstrap: its locks stay held (a hand-over is legal), the rest is given back by collect().
+  void leave(Tag me) noexcept {
+    Slot& s = slots()[slot_index(me)];
+    u32 w = Slot::make(slot_gen(me), SlotState::kLive);
+    if (s.word.compare_exchange_strong(w, Slot::make(slot_gen(me), SlotState::kExited))) {
+      header().departures.fetch_add(1, std::memory_order_relaxed);
+    }
+  }
+
+  /// The slot of a process of ours, by pid; 0 when there is none.
+  u32 find_slot(pid_t pid) const noexcept {
+    for (u32 i = 1; i < header().slot_end.load(std::memory_order_relaxed); ++i) {
+      if (slots()[i].pid.load(std::memory_order_acquire) == pid) return i;
+    }
+    return 0;
+  }
+
+  Owner fate(Tag t, bool ask_kernel) const noexcept { return owner_fate(slots(), t, ask_kernel); }
+  bool gone(Tag t, bool ask_kernel) const noexcept { return left_for_good(slots(), t, ask_kernel); }
+
+  // --- memory ---------------------------------------------------------------------------------------------------------
+
+  /// A block of at least `size` bytes, not zeroed, owned by `me` until it is linked into an object. 0: the arena is full,
+  /// or the wait for the allocator was interrupted. May be called under an object's mutex; never calls collect().
+  u32 allocate(Tag me, u64 size, Kind kind, u32 parent, const Waiter& waiter) noexcept;
+  void free(Tag me, u32 i, const Waiter& waiter) noexcept;
+  /// Bytes of a block of class `c`: 2^c, and from 64 KiB on a page more, so that a ring of 2^c bytes fits with its header.
+  static constexpr u64 class_bytes(u32 c) noexcept { return (u64{1} << c) + (c >= 16 ? kPage : 0); }
+  static u32 class_of(u64 size) noexcept {
+    u32 c = kMinClass;
+    while (class_bytes(c) < size) ++c;
+    return c;
+  }
+
+  /// At most every 200 us for calls that do not wait: asking the kernel whether a process lives costs 7 us.
+  bool may_ask_kernel() noexcept {
+    const i64 now = now_ns();
+    i64 last = asked_.load(std::memory_order_relaxed);
+    return now - last > 200'000 && asked_.compare_exchange_strong(last, now, std::memory_order_relaxed);
+  }
+
+  /// An object: header filled in, held once by `me`.
+  u32 allocate_object(Tag me, u64 size, Kind kind, const Waiter& waiter) noexcept {
+    constexpr u32 kManyDepartures = 64;  // arbitrary: collect() walks all blocks, some 5 ns each
+    if (header().departures.load(std::memory_order_relaxed) >= kManyDepartures) collect(me, waiter);
+    u32 i = allocate(me, size, kind, 0, waiter);
+    if (i == 0 && collect(me, waiter) != 0) i = allocate(me, size, kind, 0, waiter);
+    if (i == 0) return 0;
+    std::memset(&at<char>(i), 0, size);
+    Object& o = at<Object>(i);
+    o.kind = kind;
+    o.block = i;
+    o.holders.entry[0].value.store(1, std::memory_order_relaxed);
+    o.holders.entry[0].tag.store(me, std::memory_order_relaxed);
+    block(i).owner.store(kOwnedByHolders, std::memory_order_release);
+    return i;
+  }
+
+  /// One more handle of `who` (this process, or its child to be). False: interrupted, or no memory for the entry.
+  bool hold(Tag me, Object& o, Tag who, u32 count, const Waiter& waiter) noexcept {
+    if (o.guard.lock(slots(), me, waiter) == Locked::kNo) return false;
+    RosterEntry* e = roster_entry(me, o.holders, o.block, who, true, waiter);
+    if (e != nullptr) {
+      const u32 had = e->tag.load(std::memory_order_relaxed) == who ? e->value.load(std::memory_order_relaxed) : 0;
+      e->value.store(had + count, std::memory_order_relaxed);
+      e->tag.store(who, std::memory_order_release);
+    } else {
+      o.pinned.store(1, std::memory_order_relaxed);  // no room to write it down: keep it for good
+    }
+    o.guard.unlock();
+    return true;
+  }
+
+  /// One handle of `me` less; the last one of the family frees the object.
+  void drop(Tag me, Object& o, const Waiter& waiter) noexcept {
+    if (o.guard.lock(slots(), me, waiter) == Locked::kNo) return;
+    bool others = o.pinned.load(std::memory_order_relaxed) != 0;
+    for_each(o.holders, [&](RosterEntry& e) {
+      const Tag t = e.tag.load(std::memory_order_relaxed);
+      if (t == me) {
+        const u32 n = e.value.load(std::memory_order_relaxed);
+        if (n > 1) {
+          e.value.store(n - 1, std::memory_order_relaxed);
+          others = true;
+        } else {
+          e.tag.store(0, std::memory_order_release);
+        }
+      } else if (t != 0 && !gone(t, false)) {
+        others = true;
+      }
+    });
+    const u32 i = o.block;
+    // Nobody can come to hold it any more: a handle is made from a handle, and there is none.
+    if (!others) block(i).owner.store(me, std::memory_order_release);
+    o.guard.unlock();
+    if (!others) destroy(me, i, waiter);
+  }
+
+  /// Find or make `who`'s entry, under the mutex that guards the roster. With `reuse`, a departed process's entry counts
+  /// as free; without, only an empty one does. nullptr: the arena is full.
+  RosterEntry* roster_entry(Tag me, Roster& r, u32 parent, Tag who, bool reuse, const Waiter& waiter) noexcept {
+    RosterEntry* mine = nullptr;
+    RosterEntry* empty = nullptr;
+    RosterEntry* departed = nullptr;
+    Atomic<u32>* end = nullptr;
+    for_each(r, [&](RosterEntry& e) {
+      const Tag t = e.tag.load(std::memory_order_acquire);
+      if (t == who) mine = &e;
+      else if (t == 0) empty = &e;
+      else if (reuse && departed == nullptr && gone(t, false)) departed = &e;
+    }, &end);
+    if (mine != nullptr) return mine;
+    if (empty != nullptr) return empty;
+    if (departed != nullptr) return departed;
+    RosterChunk* c = add_chunk(me, *end, parent, waiter);
+    return c == nullptr ? nullptr : &c->entry[0];
+  }
+
+  /// An empty entry, also where `who` has others (one per waiting thread).
+  RosterEntry* empty_entry(Tag me, Roster& r, u32 parent, const Waiter& waiter) noexcept {
+    RosterEntry* empty = nullptr;
+    Atomic<u32>* end = nullptr;
+    for_each(r, [&](RosterEntry& e) {
+      if (empty == nullptr && e.tag.load(std::memory_order_acquire) == 0) empty = &e;
+    }, &end);
+    if (empty != nullptr) return empty;
+    RosterChunk* c = add_chunk(me, *end, parent, waiter);
+    return c == nullptr ? nullptr : &c->entry[0];
+  }
+
+  /// Link one more chunk at `end`; returns it, or nullptr when the arena is full.
+  RosterChunk* add_chunk(Tag me, Atomic<u32>& end, u32 parent, const Waiter& waiter) noexcept {
+    const u32 i = allocate(me, sizeof(RosterChunk), Kind::kRosterChunk, parent, waiter);
+    if (i == 0) return nullptr;
+    RosterChunk& c = at<RosterChunk>(i);
+    std::memset(static_cast<void*>(&c), 0, sizeof c);
+    end.store(i, std::memory_order_release);
+    block(i).owner.store(kOwnedByQueue, std::memory_order_release);
+    return &c;
+  }
+
+  template <class F>
+  void for_each(Roster& r, F&& f, Atomic<u32>** end = nullptr) noexcept {
+    for (RosterEntry& e : r.entry) f(e);
+    Atomic<u32>* next = &r.more;
+    for (u32 i = next->load(std::memory_order_acquire); i != 0; i = next->load(std::memory_order_acquire)) {
+      RosterChunk& c = at<RosterChunk>(i);
+      for (RosterEntry& e : c.entry) f(e);
+      next = &c.next;
+    }
+    if (end != nullptr) *end = next;
+  }
+
+  /// Free an object's parts, then the object; `me` owns the block.
+  void destroy(Tag me, u32 i, const Waiter& waiter) noexcept;
+
+  /// Give back what departed processes left: locks (marked as orphaned), handles, blocks, items in hand, slots.
+  /// Idempotent, and taken up by the next caller when the one at work is killed. Returns the number of slots freed.
+  u32 collect(Tag me, const Waiter& waiter) noexcept;
+
+ private:
+  Failure fail(Failure f) noexcept {
+    errno_ = errno;
+    unmap();
+    return failure_ = f;
+  }
+
+  bool map(u64 size) noexcept {
+    void* p = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd_, 0);
+    if (p == MAP_FAILED) return false;
+    madvise(p, size, MADV_DONTDUMP);  // or a core file would be as large as the reservation
+    base_ = static_cast<char*>(p);
+    size_ = size;
+    return true;
+  }
+
+  u32 take_slot(i32 pid) noexcept {
+    Header& h = header();
+    for (u32 i = 1; i < h.slots; ++i) {
+      Slot& s = slots()[i];
+      i32 none = 0;
+      if (s.state() != SlotState::kFree || !s.pid.compare_exchange_strong(none, pid)) continue;
+      if (s.state() != SlotState::kFree) {
+        s.pid.store(0);  // it went through a whole life between the two looks
+        continue;
+      }
+      u32 end = h.slot_end.load(std::memory_order_relaxed);
+      while (end < i + 1 && !h.slot_end.compare_exchange_weak(end, i + 1)) {
+      }
+      return i;
+    }
+    return 0;
+  }
+
+  Tag enter(u32 i, pid_t pid) noexcept {
+    Slot& s = slots()[i];
+    const ProcStat me = read_proc_stat(pid);
+    s.start_ticks.store(me.found ? me.start_ticks : 0, std::memory_order_relaxed);
+    s.start_stack.store(me.found ? me.start_stack : 0, std::memory_order_relaxed);
+    s.pidns = pid_namespace();
+    s.exit_code.store(0, std::memory_order_relaxed);
+    s.exit_known.store(0, std::memory_order_relaxed);
+    s.name[0] = '\0';
+    s.pid.store(pid, std::memory_order_relaxed);
+    const u32 gen = Slot::gen_of(s.word.load(std::memory_order_relaxed));
+    s.word.store(Slot::make(gen, SlotState::kLive), std::memory_order_release);
+    return make_tag(gen, i);
+  }
+
+  u32 carve(Tag me, u32 cls, Kind kind, u32 parent) noexcept;
+  void rebuild_free_lists() noexcept;
+  void set_block(Block& b, Kind kind, u32 parent) noexcept {
+    b.kind = kind;
+    b.parent = parent;
+    b.parent_gen = parent == 0 ? 0 : block(parent).gen.load(std::memory_order_relaxed);
+  }
+  void release_slot(u32 i) noexcept;
+
+  char* base_ = nullptr;
+  u64 size_ = 0;
+  int fd_ = -1;
+  int errno_ = 0;
+  Atomic<i64> asked_{0};
+  Failure failure_ = Failure::kNone;
+};
+
+// --- allocator ----------------------------------------------------------------------------------------------------------
+
+inline void Arena::rebuild_free_lists() noexcept {
+  Header& h = header();
+  for (auto& f : h.free_list) f.store(0, std::memory_order_relaxed);
+  const u32 n = h.nblocks.load(std::memory_order_relaxed);
+  h.bump = h.data_off;
+  u64 used = 0;
+  for (u32 i = 1; i < n; ++i) {
+    Block& b = block(i);
+    h.bump = std::max(h.bump, b.off + class_bytes(b.cls));
+    if (b.owner.load(std::memory_order_relaxed) == 0) {
+      b.next = h.free_list[b.cls].load(std::memory_order_relaxed);
+      h.free_list[b.cls].store(i, std::memory_order_relaxed);
+    } else {
+      used += class_bytes(b.cls);
+    }
+  }
+  h.used.store(used, std::memory_order_relaxed);
+}
+
+inline u32 Arena::carve(Tag me, u32 cls, Kind kind, u32 parent) noexcept {
+  Header& h = header();
+  const u32 i = h.nblocks.load(std::memory_order_relaxed);
+  const u64 bytes = class_bytes(cls);
+  const u64 align = std::min(bytes, kPage);
+  const u64 off = (h.bump + align - 1) & ~(align - 1);
+  if (i >= h.max_blocks || off + bytes > h.data_off + h.limit) return 0;
+  Block& b = block(i);
+  b.cls = static_cast<u8>(cls);
+  b.off = off;
+  set_block(b, kind, parent);
+  b.owner.store(me, std::memory_order_relaxed);
+  CRASH_POINT("carve.before_commit");
+  h.bump = off + bytes;
+  h.nblocks.store(i + 1, std::memory_order_release);
+  return i;
+}
+
+inline u32 Arena::allocate(Tag me, u64 size, Kind kind, u32 parent, const Waiter& waiter) noexcept {
+  if (size > header().limit) return 0;
+  const u32 cls = class_of(size);
+  Header& h = header();
+  const Locked l = h.alloc.lock(slots(), me, waiter);
+  if (l == Locked::kNo) return 0;
+  if (l == Locked::kRecovered) rebuild_free_lists();
+  u32 took = cls;
+  u32 i = h.free_list[cls].load(std::memory_order_relaxed);
+  const bool fresh = i == 0 && (i = carve(me, cls, kind, parent)) != 0;
+  // Full: a larger free block is better than none.
+  for (u32 c = cls + 1; i == 0 && c < kClasses; ++c) {
+    if ((i = h.free_list[c].load(std::memory_order_relaxed)) != 0) took = c;
+  }
+  if (i != 0) {
+    Block& b = block(i);
+    if (!fresh) {
+      set_block(b, kind, parent);
+      b.owner.store(me, std::memory_order_release);
+      CRASH_POINT("allocate.before_unlink");
+      h.free_list[took].store(b.next, std::memory_order_relaxed);
+    }
+    h.used.store(h.used.load(std::memory_order_relaxed) + class_bytes(took), std::memory_order_relaxed);
+  }
+  h.alloc.unlock();
+  return i;
+}
+
+inline void Arena::free(Tag me, u32 i, const Waiter& waiter) noexcept {
+  Header& h = header();
+  Block& b = block(i);
+  constexpr u32 kPunchClass = 20;  // from 1 MiB on pages go back to the kernel; 2 GB/s to fault them in again
+  const u64 bytes = class_bytes(b.cls);
+  if (b.cls >= kPunchClass) madvise(base_ + b.off, bytes, MADV_REMOVE);
+  const Locked l = h.alloc.lock(slots(), me, waiter);
+  if (l == Locked::kNo) return;  // interrupted: the block stays ours; collect() gives it back when we are gone
+  if (l == Locked::kRecovered) rebuild_free_lists();
+  b.gen.fetch_add(1, std::memory_order_relaxed);
+  b.kind = Kind::kNone;
+  b.owner.store(0, std::memory_order_release);
+  CRASH_POINT("free.before_link");
+  b.next = h.free_list[b.cls].load(std::memory_order_relaxed);
+  h.free_list[b.cls].store(i, std::memory_order_release);
+  h.used.store(h.used.load(std::memory_order_relaxed) - bytes, std::memory_order_relaxed);
+  h.alloc.unlock();
+}
+
+}  // namespace procession

@@ -1,0 +1,132 @@
+// The waiting half of Condition: a FIFO of waiters, each told by name.
+#pragma once
+
+#include "arena.hpp"
+
+namespace procession {
+
+/// Each waiting thread has an entry; its value is seq << 2 | state and is the futex it sleeps on.
+///
+///   empty (tag 0) --enqueue--> kWaiting --notify--> kNotified --the waiter--> empty
+///                                  \--timeout, signal----------------------> empty
+///
+/// notify() picks the n lowest seq. A waiter that dies with its notification untaken is found by the next one that looks
+/// (a slice, or the next notify), and the notification goes to the next in line: it is never eaten by a corpse.
+struct ConditionState {
+  Object object;
+  Mutex guard;
+  u32 seq;
+  Roster waiters;
+};
+
+class ConditionOps {
+ public:
+  static constexpr u32 kWaiting = 1, kNotified = 2, kStateMask = 3;
+
+  ConditionOps(Arena& arena, Tag me) noexcept : arena_(arena), me_(me) {}
+
+  /// Join the line; the caller holds the condition's lock. nullptr: interrupted, or the arena is full.
+  RosterEntry* enqueue(ConditionState& c, const Waiter& waiter) const noexcept {
+    if (!lock(c, waiter)) return nullptr;
+    RosterEntry* e = arena_.empty_entry(me_, c.waiters, c.object.block, waiter);
+    if (e != nullptr) {
+      e->value.store(c.seq++ << 2 | kWaiting, std::memory_order_relaxed);
+      e->tag.store(me_, std::memory_order_release);
+    }
+    c.guard.unlock();
+    return e;
+  }
+
+  /// Wait to be notified, without the condition's lock; leaves the line in any case.
+  Wait wait(ConditionState& c, RosterEntry& e, const Waiter& waiter) const noexcept {
+    Wait r = Wait::kReady;
+    const u32 waiting = e.value.load(std::memory_order_relaxed);
+    if ((waiting & kStateMask) == kWaiting && waiter.may_wait()) {
+      spin_for(3'000, [&] { return e.value.load(std::memory_order_acquire) != waiting; });
+    }
+    for (IdleSlice slice; (e.value.load(std::memory_order_acquire) & kStateMask) == kWaiting;) {
+      r = waiter.may_wait() ? waiter.sleep(e.value, e.value.load(std::memory_order_relaxed) , slice.next(), waiter.deadline())
+                            : Wait::kTimeout;
+      if (r != Wait::kReady) break;
+      if ((e.value.load(std::memory_order_acquire) & kStateMask) == kWaiting) sweep(c, waiter);
+    }
+    if (r == Wait::kReady) {
+      e.tag.store(0, std::memory_order_release);
+      return r;
+    }
+    // Leaving early: a notification that came meanwhile is taken after a timeout, and handed on after a signal.
+    const Waiter patient;
+    lock(c, patient);
+    const bool notified = (e.value.load(std::memory_order_relaxed) & kStateMask) == kNotified;
+    e.tag.store(0, std::memory_order_release);
+    c.guard.unlock();
+    if (!notified) return r;
+    if (r == Wait::kTimeout) return Wait::kReady;
+    notify(c, 1, patient);
+    return r;
+  }
+
+  /// Wake the `n` that have waited longest. Returns how many there were, -1 when interrupted.
+  i32 notify(ConditionState& c, u32 n, const Waiter& waiter) const noexcept {
+    i32 told = 0;
+    while (n != 0) {
+      if (!lock(c, waiter)) return -1;
+      RosterEntry* batch[16];
+      u32 found = 0;
+      n += pass_on(c, false);
+      for (; found < 16 && n != 0; ++found, --n) {
+        RosterEntry* first = nullptr;
+        arena_.for_each(c.waiters, [&](RosterEntry& e) {
+          const u32 v = e.value.load(std::memory_order_relaxed);
+          if (e.tag.load(std::memory_order_relaxed) == 0 || (v & kStateMask) != kWaiting) return;
+          if (first == nullptr || static_cast<i32>(v - first->value.load(std::memory_order_relaxed)) < 0) first = &e;
+        });
+        if (first == nullptr) break;
+        first->value.store((first->value.load(std::memory_order_relaxed) & ~kStateMask) | kNotified, std::memory_order_release);
+        batch[found] = first;
+      }
+      c.guard.unlock();
+      for (u32 i = 0; i < found; ++i) futex_wake(batch[i]->value, 1);
+      told += static_cast<i32>(found);
+      if (found < 16) break;
+    }
+    return told;
+  }
+
+  /// Look for dead waiters; hand on the notifications they did not take.
+  void sweep(ConditionState& c, const Waiter& waiter) const noexcept {
+    bool dead = false;
+    Tag known = me_;  // neighbours are often of one process: ask the kernel once
+    arena_.for_each(c.waiters, [&](RosterEntry& e) {
+      const Tag t = e.tag.load(std::memory_order_acquire);
+      if (t != 0 && t != known && arena_.gone(t, true)) dead = true;
+      if (t != 0) known = t;
+    });
+    if (!dead || !lock(c, waiter)) return;
+    const u32 n = pass_on(c, true);
+    c.guard.unlock();
+    if (n != 0) notify(c, n, waiter);
+  }
+
+ private:
+  bool lock(ConditionState& c, const Waiter& waiter) const noexcept {
+    return c.guard.lock(arena_.slots(), me_, waiter) != Locked::kNo;  // every store leaves a good state: nothing to repair
+  }
+
+  /// Under guard: empty the entries of the dead; returns how many notifications they had not taken.
+  u32 pass_on(ConditionState& c, bool ask_kernel) const noexcept {
+    u32 n = 0;
+    arena_.for_each(c.waiters, [&](RosterEntry& e) {
+      const Tag t = e.tag.load(std::memory_order_relaxed);
+      if (t == 0 || t == me_ || !arena_.gone(t, ask_kernel)) return;
+      if ((e.value.load(std::memory_order_relaxed) & kStateMask) == kNotified) ++n;
+      e.tag.store(0, std::memory_order_release);
+    });
+    return n;
+  }
+
+  Arena& arena_;
+  Tag me_;
+};
+
+}  // namespace procession

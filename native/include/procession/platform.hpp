@@ -1,0 +1,138 @@
+// What the core needs of the operating system. Linux only; a port to another system starts and ends here.
+#pragma once
+
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace procession {
+
+using u8 = std::uint8_t;
+using u16 = std::uint16_t;
+using u32 = std::uint32_t;
+using u64 = std::uint64_t;
+using i32 = std::int32_t;
+using i64 = std::int64_t;
+
+template <class T>
+using Atomic = std::atomic<T>;
+static_assert(Atomic<u32>::is_always_lock_free && Atomic<u64>::is_always_lock_free);
+
+constexpr i64 kForever = INT64_MAX;
+constexpr i64 kMillisecond = 1'000'000;
+
+/// Monotonic time in ns; the only clock the core reads, so that a step of the wall clock moves no deadline.
+inline i64 now_ns() noexcept {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return i64{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
+}
+
+inline void cpu_pause() noexcept {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb" ::: "memory");
+#endif
+}
+
+/// A full barrier for "publish, then look for sleepers", right after a sequentially consistent read-modify-write.
+/// On x86 that instruction is itself a full barrier; elsewhere the fence is real.
+inline void fence_after_rmw() noexcept {
+#if defined(__x86_64__)
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+#else
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+#endif
+}
+
+/// Sleep while `word == seen`, for at most `ns` (kForever: no limit). Returns 0 when woken or the word differs, else errno.
+/// The futex is a shared one (never FUTEX_PRIVATE_FLAG): its key is the page of the memfd, the same in every process.
+inline int futex_wait(Atomic<u32>& word, u32 seen, i64 ns) noexcept {
+  timespec t{static_cast<time_t>(ns / 1'000'000'000), static_cast<long>(ns % 1'000'000'000)};
+  const long r = syscall(SYS_futex, &word, FUTEX_WAIT, seen, ns == kForever ? nullptr : &t, nullptr, 0);
+  return r == 0 || errno == EAGAIN ? 0 : errno;
+}
+
+/// Wake up to `n` sleepers; returns how many there were.
+inline int futex_wake(Atomic<u32>& word, int n) noexcept {
+  const long r = syscall(SYS_futex, &word, FUTEX_WAKE, n, nullptr, nullptr, 0);
+  return r < 0 ? 0 : static_cast<int>(r);
+}
+
+/// What /proc/<pid>/stat says of a process; `found` is false where it cannot be read.
+struct ProcStat {
+  bool found = false;
+  char state = '?';
+  long threads = 0;
+  u64 start_ticks = 0;  ///< field 22, since boot: with the pid it names one process for good
+  u64 start_stack = 0;  ///< field 28: changes at exec (address space randomisation), not at fork; 0 without permission
+  int exit_code = 0;    ///< field 52, as of waitpid; readable for a zombie of our own user
+};
+
+inline ProcStat read_proc_stat(pid_t pid) noexcept {
+  ProcStat s;
+  char path[40];
+  std::snprintf(path, sizeof path, "/proc/%d/stat", static_cast<int>(pid));
+  const int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return s;
+  char text[1024];
+  const ssize_t n = read(fd, text, sizeof text - 1);
+  close(fd);
+  if (n <= 0) return s;
+  text[n] = '\0';
+  const char* p = std::strrchr(text, ')');  // the name may hold spaces and parentheses
+  if (p == nullptr || p[1] == '\0') return s;
+  p += 2;
+  s.state = *p;
+  for (int field = 3; *p != '\0'; ++field) {
+    if (field == 20) s.threads = std::strtol(p, nullptr, 10);
+    if (field == 22) s.start_ticks = std::strtoull(p, nullptr, 10);
+    if (field == 28) s.start_stack = std::strtoull(p, nullptr, 10);
+    if (field == 52) s.exit_code = std::atoi(p);
+    while (*p != '\0' && *p != ' ') ++p;
+    while (*p == ' ') ++p;
+  }
+  s.found = true;
+  return s;
+}
+
+/// True only when the process is gone for certain: unknown counts as alive, for robbing the living is worse than waiting.
+/// A zombie is dead (it holds nothing and will not run), unless other threads of it still run.
+inline bool process_is_gone(pid_t pid, u64 start_ticks, u64 start_stack) noexcept {
+  if (kill(pid, 0) != 0 && errno == ESRCH) return true;
+  const ProcStat s = read_proc_stat(pid);
+  if (!s.found) return false;
+  if (start_ticks != 0 && s.start_ticks != start_ticks) return true;                            // the pid was reused
+  if (start_stack > 1 && s.start_stack > 1 && s.start_stack != start_stack) return true;       // it has called exec
+  return (s.state == 'Z' || s.state == 'X' || s.state == 'x') && s.threads <= 1;
+}
+
+inline u64 pid_namespace() noexcept {
+  struct stat st;
+  return stat("/proc/self/ns/pid", &st) == 0 ? static_cast<u64>(st.st_ino) : 0;
+}
+
+#ifdef PROCESSION_CRASH_POINTS
+/// Test builds: a named place at which a test can kill or stop the process (native/tests, tests/crash).
+void crash_point(const char* name) noexcept;
+#define CRASH_POINT(name) ::procession::crash_point(name)
+#else
+#define CRASH_POINT(name) ((void)0)
+#endif
+
+}  // namespace procession
