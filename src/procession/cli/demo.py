@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import functools
 import os
 import platform
 import re
@@ -67,9 +68,9 @@ def main(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     parts: list[Callable[[], None]] = []
     if args.only != "count":
-        parts += [lambda name=name, check=check: _program(name, check, method) for name, check in PROGRAMS.items()]
+        parts += [functools.partial(_program, name, check, method) for name, check in PROGRAMS.items()]
     if args.only != "tutorial":
-        parts.append(lambda: _count(method, args.files))
+        parts.append(functools.partial(_count, method, args.files))
     faulthandler.dump_traceback_later(_WATCHDOG_S, exit=True)
     problems = 0
     try:
@@ -106,7 +107,7 @@ def tutorial_directory() -> Path:
 def _program(name: str, check: Callable[[list[str]], str], method: str) -> None:
     _say(f"\n$ python examples/tutorial/{name}")
     path = tutorial_directory() / name
-    environment = {**os.environ, "TUTORIAL_SPEED": str(_SPEED), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "TUTORIAL_SPEED": str(_SPEED)}
     child = subprocess.Popen(
         [sys.executable, "-c", _LAUNCH, str(path), method],
         stdout=subprocess.PIPE,

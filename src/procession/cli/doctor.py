@@ -42,6 +42,8 @@ _FEW_PROCESSES = 256
 _SYS_FUTEX = {"x86_64": 202, "aarch64": 98}
 _FUTEX_WAKE = 1
 
+_SHM = "/dev/shm"  # noqa: S108 - looked at, not used
+
 #: Programs that also run things in parallel, with what a user of procession may want to know of each.
 _NEIGHBOURS = {
     "cloudpickle": "functions of __main__, notebook cells and closures travel by value",
@@ -266,15 +268,13 @@ def _resource_limits() -> list[Finding]:
 
 def _dev_shm() -> list[Finding]:
     try:
-        stat = os.statvfs("/dev/shm")  # noqa: S108
+        stat = os.statvfs(_SHM)
     except OSError as error:
-        return [Finding("", "/dev/shm", f"not there ({error.strerror})", "note", _DEV_SHM)]
+        return [Finding("", _SHM, f"not there ({error.strerror})", "note", _DEV_SHM)]
     size_bytes = stat.f_blocks * stat.f_frsize
     small = size_bytes < 2**28
     value = f"{size_bytes / 2**20:,.0f} MiB; procession does not use it (its memory is a memfd)"
-    return [
-        Finding("", "/dev/shm", value, "note" if small else "ok", _DEV_SHM if small else "", {"size_bytes": size_bytes})
-    ]
+    return [Finding("", _SHM, value, "note" if small else "ok", _DEV_SHM if small else "", {"size_bytes": size_bytes})]
 
 
 _DEV_SHM = "Queues, locks and events are not bound by it. multiprocessing.shared_memory and libraries that use it are: with Docker, --shm-size."
@@ -292,9 +292,7 @@ def _start_methods() -> list[Finding]:
         else f"the default of Python {sys.version_info[0]}.{sys.version_info[1]}"
     )
     findings = [Finding("", "start method", f"{default} ({why})", data={"start_method": default})]
-    for method in procession.get_all_start_methods():
-        findings.append(_try_start(method, default))
-    return findings
+    return findings + [_try_start(method, default) for method in procession.get_all_start_methods()]
 
 
 def _answer() -> int:
@@ -367,9 +365,7 @@ def _primitives() -> list[Finding]:
 
 def _arena() -> list[Finding]:
     memory = procession.memory()
-    shown = ", ".join(
-        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in memory.items()
-    )
+    shown = ", ".join(f"{name} {value:,}" for name, value in memory.items())
     return [Finding("", "arena", shown, data=dict(memory))]
 
 
