@@ -1,0 +1,1 @@
+"""What the standard library promises, under every start method."""

@@ -1,0 +1,1 @@
+"""Models against which hypothesis drives the real thing."""
