@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import nox
@@ -114,6 +116,24 @@ def docs(session: nox.Session) -> None:
         session.skip("docs/conf.py is not there")
     session.install(".", "-r", "docs/requirements.txt")
     session.run("sphinx-build", "-W", "-n", "--keep-going", "docs", "docs/_build/html", *session.posargs)
+
+
+@nox.session
+def dist(session: nox.Session) -> None:
+    """The sdist, and a wheel made from it alone, which must hold one extension and the marker of its types."""
+    out = Path(session.create_tmp()).resolve() / "dist"
+    shutil.rmtree(out, ignore_errors=True)
+    session.install("build")
+    session.run("python", "-m", "build", "--outdir", str(out), str(ROOT), silent=True)
+    (wheel,) = out.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    extensions = [name for name in names if name.endswith(".so")]
+    if len(extensions) != 1 or "procession/py.typed" not in names or "procession/_native.pyi" not in names:
+        session.error(f"{wheel.name} holds {names}")
+    session.install(str(wheel))
+    with session.chdir(out):
+        session.run("python", "-c", "import procession; procession.Lock()")
+    session.log(", ".join(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB" for path in sorted(out.iterdir())))
 
 
 @nox.session
