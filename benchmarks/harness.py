@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,11 +47,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class Target:
-    """How many times faster than `rival` we must be, and aim to be; with `at_most`, how many times its cost ours is."""
+    """How many times faster than `rival` we must be, and aim to be; with `at_most`, how many times its cost ours is.
+
+    Without a `must` the ratio is shown and not judged.
+    """
 
     rival: str
-    must: float
-    aim: float
+    must: float | None = None
+    aim: float | None = None
     at_most: bool = False
 
 
@@ -66,6 +69,7 @@ class Scenario:
     unit: str = "rate"  # or "time": how the figure is shown
     start_n: int = 1000  # operations of the first trial and of --quick
     max_n: int = 20_000_000
+    more_rounds: int = 1  # times as many rounds: where the scheduler's choice of cores makes two or three clusters
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def run(scenario: Scenario, settings: Settings) -> Result:
     result = Result(scenario, {rival: [] for rival in scenario.measure})
     sizes = {rival: _calibrate(scenario, measure, settings) for rival, measure in scenario.measure.items()}
     rivals = list(scenario.measure)
-    for turn in range(settings.rounds):
+    for turn in range(settings.rounds * scenario.more_rounds):
         first = turn % len(rivals)
         for rival in rivals[first:] + rivals[:first]:
             size = sizes[rival]
@@ -251,7 +255,9 @@ def verdict(result: Result, target: Target) -> tuple[str, str]:
         return "-", f"no figure: {failed} {figure(result, failed)}"
     value, least, greatest = ratio
     text = f"{value:.3g}x ({least:.3g} - {greatest:.3g})"
-    if target.at_most:
+    if target.must is None or target.aim is None:
+        word = ""
+    elif target.at_most:
         word = "aim met" if value <= target.aim else "met" if value <= target.must else "MISSED"
     else:
         word = "aim met" if value >= target.aim else "met" if value >= target.must else "MISSED"
@@ -260,17 +266,54 @@ def verdict(result: Result, target: Target) -> tuple[str, str]:
     return text, word
 
 
+def floors(target: Target) -> str:
+    """Must and aim as two cells."""
+    if target.must is None or target.aim is None:
+        return "- | -"
+    sign = "<= " if target.at_most else ""
+    return f"{sign}{target.must:g}x | {sign}{target.aim:g}x"
+
+
+def pin(cores: Sequence[int] | None, role: int) -> None:
+    """Keep the calling process on the core of its role; without cores, leave it to the scheduler."""
+    if cores:
+        os.sched_setaffinity(0, {cores[role]})
+
+
+def by_placement(
+    measure: Callable[[tuple[int, int] | None], Mapping[str, Callable[[int], Cost]]],
+    free: Scenario,
+) -> list[Scenario]:
+    """A row for processes placed by the scheduler, judged, and rows for both on one core and on two, only shown.
+
+    A wake-up costs several times as much from core to core as on one core, and the scheduler decides anew in each
+    round: only with the cores given are two rounds of a ping-pong alike. So the judged row gets more rounds.
+
+    Args:
+        measure: Gives the rivals' functions for a pair of cores, or None for any.
+        free: The judged row; its own `measure` is replaced.
+    """
+    first, *others = sorted(os.sched_getaffinity(0))
+    places = {"together": (first, first), **({"apart": (first, others[0])} if others else {})}
+    shown = tuple(Target(target.rival) for target in free.targets)
+    return [
+        replace(free, measure=measure(None), more_rounds=3),
+        *(
+            replace(
+                free, name=f"{free.name}-{place}", title=f"{free.title}; {place}", measure=measure(cores), targets=shown
+            )
+            for place, cores in places.items()
+        ),
+    ]
+
+
 def tables(results: Sequence[Result]) -> str:
     """Two Markdown tables: targets with their verdicts, then every figure."""
     lines = ["| scenario | against | must | aim | measured (spread of rounds) | |", "|---|---|---|---|---|---|"]
     for result in results:
         for target in result.scenario.targets:
-            sign = "<= " if target.at_most else ""
             text, word = verdict(result, target)
-            lines.append(
-                f"| {result.scenario.title} | {target.rival} | {sign}{target.must:g}x | {sign}{target.aim:g}x"
-                f" | {text} | {word} |"
-            )
+            lines.append(f"| {result.scenario.title} | {target.rival} | {floors(target)} | {text} | {word} |")
     lines += ["", "| scenario | who | median (least - greatest round) |", "|---|---|---|"]
     lines += [
         f"| {result.scenario.title} | {rival} | {figure(result, rival)} |"

@@ -14,7 +14,7 @@ from functools import cache, partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from harness import OURS, Cost, Scenario, Target
+from harness import OURS, Cost, Scenario, Target, by_placement, pin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,11 +140,12 @@ def _rival(subject: Any, once: Callable[[Any, int], None], steps: int, shared: m
         shared[1] += 1
 
 
-def event_wake(module: str, count: int) -> Cost:
+def event_wake(module: str, cores: tuple[int, int] | None, count: int) -> Cost:
     """Median and p90 of set() -> the other process's wait() returns: half of a ping-pong of two events."""
     ping, pong = context(module).Event(), context(module).Event()
-    process = context(module).Process(target=_answer, args=(ping, pong, count))
+    process = context(module).Process(target=_answer, args=(ping, pong, count, cores))
     process.start()
+    pin(cores, 0)
     now, times = time.perf_counter, []
     began = now()
     for _ in repeat(None, count):
@@ -159,18 +160,20 @@ def event_wake(module: str, count: int) -> Cost:
     return Cost(statistics.median(counted), elapsed, statistics.quantiles(counted, n=10)[-1])
 
 
-def _answer(ping: Any, pong: Any, count: int) -> None:
+def _answer(ping: Any, pong: Any, count: int, cores: tuple[int, int] | None) -> None:
+    pin(cores, 1)
     for _ in repeat(None, count):
         ping.wait()
         ping.clear()
         pong.set()
 
 
-def barrier_rounds(module: str, count: int) -> Cost:
+def barrier_rounds(module: str, cores: tuple[int, int] | None, count: int) -> Cost:
     """Seconds per round of two processes that do nothing but wait for each other."""
     barrier, warm = context(module).Barrier(2), count // 10 + 1
-    process = context(module).Process(target=_wait, args=(barrier, warm + count))
+    process = context(module).Process(target=_wait, args=(barrier, warm + count, cores))
     process.start()
+    pin(cores, 0)
     _wait(barrier, warm)
     start = time.perf_counter()
     _wait(barrier, count)
@@ -179,7 +182,8 @@ def barrier_rounds(module: str, count: int) -> Cost:
     return Cost(elapsed / count, elapsed)
 
 
-def _wait(barrier: Any, count: int) -> None:
+def _wait(barrier: Any, count: int, cores: tuple[int, int] | None = None) -> None:
+    pin(cores, 1)
     for _ in repeat(None, count):
         barrier.wait()
 
@@ -237,13 +241,16 @@ def scenarios() -> list[Scenario]:
             two(lock, pass_through),
             (Target(MP, 1.3, 2),),
         ),
-        Scenario(
-            "event-wake",
-            "Event.set() -> wait() returns in another process",
-            {who: partial(event_wake, who) for who in both},
-            (Target(MP, 1.7, 4),),
-            unit="time",
-            start_n=200,
+        *by_placement(
+            lambda cores: {who: partial(event_wake, who, cores) for who in both},
+            Scenario(
+                "event-wake",
+                "Event.set() -> wait() returns in another process",
+                {},
+                (Target(MP, 1.7, 4),),
+                unit="time",
+                start_n=200,
+            ),
         ),
         Scenario(
             "value-contended",
@@ -254,12 +261,9 @@ def scenarios() -> list[Scenario]:
         Scenario(
             "value-uncontended", "Value('i') += 1 under its lock, 1 process", one(value, add_one, *both), unit="time"
         ),
-        Scenario(
-            "barrier",
-            "Barrier(2) rounds",
-            {who: partial(barrier_rounds, who) for who in both},
-            (Target(MP, 3, 3.3),),
-            start_n=200,
+        *by_placement(
+            lambda cores: {who: partial(barrier_rounds, who, cores) for who in both},
+            Scenario("barrier", "Barrier(2) rounds", {}, (Target(MP, 3, 3.3),), start_n=200),
         ),
         Scenario("create-lock", "create and drop a Lock, 100 alive", made("Lock"), (Target(MP, 8, 25),), unit="time"),
         Scenario(

@@ -23,7 +23,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import OURS, Cost, Scenario, Target
+from harness import OURS, Cost, Scenario, Target, by_placement, pin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -206,16 +206,20 @@ def throughput(make: Callable[[], ObjectQueue], item: object, count: int, *, pro
     return Cost(elapsed / (messages * each), elapsed)
 
 
-def round_trip(make: Callable[[], ObjectQueue], count: int, *, pause_s: float = 0.0) -> Cost:
+def round_trip(
+    make: Callable[[], ObjectQueue], count: int, *, pause_s: float = 0.0, cores: tuple[int, int] | None = None
+) -> Cost:
     """Median and p90 of the time from put() until another process's answer is got, through two queues.
 
     Args:
         make: Creates a channel.
         count: Round trips; the first tenth is not counted.
         pause_s: Sleep before each, so that the other side has gone to sleep; 0 for busy.
+        cores: Of this process and of the one that answers; None leaves them to the scheduler.
     """
     there, back = make(), make()
-    process = there.start(_echo, there, back, count)
+    process = there.start(_echo, there, back, count, cores)
+    pin(cores, 0)
     put, get, now, sleep = there.sender(), back.receiver(), time.perf_counter, time.sleep
     times = []
     began = now()
@@ -232,7 +236,8 @@ def round_trip(make: Callable[[], ObjectQueue], count: int, *, pause_s: float = 
     return Cost(statistics.median(counted), elapsed, statistics.quantiles(counted, n=10)[-1])
 
 
-def _echo(there: ObjectQueue, back: ObjectQueue, count: int) -> None:
+def _echo(there: ObjectQueue, back: ObjectQueue, count: int, cores: tuple[int, int] | None) -> None:
+    pin(cores, 1)
     get, put = there.receiver(), back.sender()
     for _ in repeat(None, count):
         put(get())
@@ -263,8 +268,13 @@ def scenarios() -> list[Scenario]:
     }
     batches = {OURS: partial(ManyQueue, OURS), MP: theirs, CLOUDTOID: Cloudtoid, FASTER: FasterFifoMany}
     trips = {OURS: ours, MP: theirs, CLOUDTOID: Cloudtoid, "cloudtoid, blocking": CloudtoidBlocking, FASTER: FasterFifo}
-    busy = {who: partial(round_trip, make) for who, make in trips.items()}
-    idle = {who: partial(round_trip, make, pause_s=0.001) for who, make in trips.items()}
+
+    def trip(pause_s: float, row: Scenario) -> list[Scenario]:
+        return by_placement(
+            lambda cores: {who: partial(round_trip, make, pause_s=pause_s, cores=cores) for who, make in trips.items()},
+            row,
+        )
+
     return [
         row("queue-int", "Queue 1->1, ints", 12345, (Target(MP, 12, 40), Target(CLOUDTOID, 1.2, 3))),
         row(
@@ -288,20 +298,26 @@ def scenarios() -> list[Scenario]:
             makes=batches,
             each=BATCH,
         ),
-        Scenario(
-            "round-trip-busy",
-            "round trip through two queues, busy",
-            busy,
-            (Target(MP, 5, 30), Target(CLOUDTOID, 1, 3)),
-            unit="time",
-            start_n=200,
+        *trip(
+            0,
+            Scenario(
+                "round-trip-busy",
+                "round trip through two queues, busy",
+                {},
+                (Target(MP, 5, 30), Target(CLOUDTOID, 1, 3)),
+                unit="time",
+                start_n=200,
+            ),
         ),
-        Scenario(
-            "round-trip-idle",
-            "round trip through two queues, 1 ms pause before each",
-            idle,
-            (Target(CLOUDTOID, 1, 1.2),),
-            unit="time",
-            start_n=50,
+        *trip(
+            0.001,
+            Scenario(
+                "round-trip-idle",
+                "round trip through two queues, 1 ms pause before each",
+                {},
+                (Target(MP), Target(CLOUDTOID, 1, 1.2)),
+                unit="time",
+                start_n=50,
+            ),
         ),
     ]

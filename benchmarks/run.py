@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"  {rival:22} {harness.figure(result, rival)}", flush=True)
         for target in scenario.targets:
             text, word = harness.verdict(result, target)
-            print(f"  vs {target.rival}: {text}, must {target.must:g}, aim {target.aim:g}: {word}", flush=True)
+            print(f"  vs {target.rival}: {text}, must | aim: {harness.floors(target)} {word}", flush=True)
     print(f"\n{settings.rounds} rounds of {settings.window_s:g} s each, interleaved\n\n{harness.tables(results)}")
     if options.json:
         Path(options.json).write_text(json.dumps(_record(facts, results), indent=1), encoding="utf-8")
