@@ -98,7 +98,7 @@ def _say(text: str) -> None:
 def tutorial_directory() -> Path:
     """Return where the tutorial's programs are: installed beside the package, or in the source tree."""
     package = Path(procession.__file__).parent
-    for directory in (package / "_tutorial", package.parents[1] / "examples" / "tutorial"):
+    for directory in (package / "_examples" / "tutorial", package.parents[1] / "examples" / "tutorial"):
         if (directory / "1_cpu_count.py").is_file():
             return directory
     raise WrongError(f"the tutorial's programs are not installed (looked in {package / '_tutorial'})")
