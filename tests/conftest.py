@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
 
 from tests._leaks import Footprint
@@ -46,6 +47,9 @@ def pytest_configure() -> None:
     private = tempfile.mkdtemp(prefix="prt")
     tempfile.tempdir = private
     os.environ["TMPDIR"] = private
+    # No deadline for an example: a loaded machine is slow, and pytest-timeout watches over the whole test.
+    hypothesis.settings.register_profile("procession", deadline=None, print_blob=True)
+    hypothesis.settings.load_profile("procession")
     # A background job of a shell ignores SIGINT, and so would every child; a signal that Python catches is set back to its
     # default on exec.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
