@@ -1,0 +1,528 @@
+#include "handle.hpp"
+
+#include <pthread.h>
+
+#include <cmath>
+
+namespace procession::bind {
+namespace {
+
+View* views = nullptr;      // the current one first
+Handle* handles = nullptr;  // guarded by handles_mutex: fork may come from a thread without the GIL
+pthread_mutex_t handles_mutex = PTHREAD_MUTEX_INITIALIZER;
+u64 limit_bytes = 0;        // 0: find out
+u64 size_bytes = Arena::kDefaultSize;
+thread_local PyObject* collector = nullptr;  // a list that keeps pickled handles alive, see handle_collector()
+
+/// A process without a slot (all taken): it works, but its death is not noticed.
+constexpr Tag kNoSlot = 0x7fff'fff9;
+
+void before_fork() noexcept {
+  pthread_mutex_lock(&handles_mutex);
+  for (View* v = views; v != nullptr; v = v->next) v->child = v->arena.reserve_child(v->me);
+  for (Handle* h = handles; h != nullptr; h = h->next) {
+    if (h->view->child != 0) {
+      h->view->arena.hold(h->view->me, *h->object, h->view->child, 1, patient());
+    } else {
+      h->object->pinned.store(1, std::memory_order_relaxed);
+    }
+  }
+}
+
+void after_fork_in_parent() noexcept { pthread_mutex_unlock(&handles_mutex); }
+
+void after_fork_in_child() noexcept {
+  for (View* v = views; v != nullptr; v = v->next) {
+    v->me = v->child != 0 ? v->child : kNoSlot;
+    if (v->child != 0) v->arena.enter_reserved(v->child);
+  }
+  pthread_mutex_init(&handles_mutex, nullptr);
+}
+
+void link_handle(Handle* h) noexcept {
+  pthread_mutex_lock(&handles_mutex);
+  h->prev = nullptr;
+  h->next = handles;
+  if (handles != nullptr) handles->prev = h;
+  handles = h;
+  pthread_mutex_unlock(&handles_mutex);
+}
+
+void unlink_handle(Handle* h) noexcept {
+  pthread_mutex_lock(&handles_mutex);
+  (h->prev != nullptr ? h->prev->next : handles) = h->next;
+  if (h->next != nullptr) h->next->prev = h->prev;
+  pthread_mutex_unlock(&handles_mutex);
+}
+
+/// Adopt an arena that has been mapped: take a slot in it, make it the current one.
+View* enter_view(View* v) noexcept {
+  v->me = v->arena.claim();
+  if (v->me == 0) {
+    // All slots taken: perhaps by processes that are gone.
+    v->me = kNoSlot;
+    if (v->arena.collect(v->me, patient()) != 0) {
+      const Tag t = v->arena.claim();
+      if (t != 0) v->me = t;
+    }
+  }
+  static const bool registered = [] {
+    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+    return true;
+  }();
+  (void)registered;
+  v->next = views;
+  views = v;
+  return v;
+}
+
+const char* failure_text(Arena::Failure f) noexcept {
+  switch (f) {
+    case Arena::Failure::kMemfd: return "memfd_create failed (too many open files, or forbidden by a sandbox)";
+    case Arena::Failure::kTruncate: return "the memory file could not be given a size (ulimit -f?)";
+    case Arena::Failure::kMap: return "no address space of 256 KiB or more could be mapped (ulimit -v?)";
+    case Arena::Failure::kNotAnArena: return "the file descriptor is not an arena of procession";
+    case Arena::Failure::kLayout: return "the arena was made by another version of procession";
+    case Arena::Failure::kTooSmall: return "the arena's size is too small (PROCESSION_ARENA_SIZE)";
+    default: return "unknown";
+  }
+}
+
+void raise_failure(Arena& arena, Arena::Failure f) noexcept {
+  const int error = arena.error();
+  const bool system = f == Arena::Failure::kMemfd || f == Arena::Failure::kTruncate || f == Arena::Failure::kMap;
+  if (!system) {
+    PyErr_Format(PyExc_ValueError, "procession: %s.", failure_text(f));
+    return;
+  }
+  PyObject* args = Py_BuildValue("(iN)", error,
+                                 PyUnicode_FromFormat("procession could not make its arena of shared memory: %s: %s. "
+                                                      "`procession doctor` shows the limits.",
+                                                      failure_text(f), std::strerror(error)));
+  if (args == nullptr) return;
+  PyErr_SetObject(PyExc_OSError, args);
+  Py_DECREF(args);
+}
+
+View* new_view(int fd) noexcept {
+  View* v = new (std::nothrow) View;
+  if (v == nullptr) {
+    PyErr_NoMemory();
+    return nullptr;
+  }
+  const Arena::Failure f = fd < 0 ? v->arena.create(size_bytes, limit_bytes) : v->arena.attach(fd);
+  if (f != Arena::Failure::kNone) {
+    raise_failure(v->arena, f);
+    delete v;
+    return nullptr;
+  }
+  return enter_view(v);
+}
+
+}  // namespace
+
+View* current_view() noexcept {
+  if (views != nullptr) return views;
+  if (limit_bytes == 0) {
+    // Policy (the memory limit, the environment) is Python's: procession._settings says how large the arena may be.
+    PyObject* m = PyImport_ImportModule("procession._settings");
+    PyObject* r = m == nullptr ? nullptr : PyObject_CallMethod(m, "arena_limits", nullptr);
+    Py_XDECREF(m);
+    unsigned long long size = 0, limit = 0;
+    const bool ok = r != nullptr && PyArg_ParseTuple(r, "KK", &size, &limit);
+    Py_XDECREF(r);
+    if (!ok) return nullptr;
+    if (views != nullptr) return views;  // made by another thread meanwhile
+    size_bytes = size;
+    limit_bytes = limit;
+  }
+  return new_view(-1);
+}
+
+View* find_view(u64 arena_id) noexcept {
+  for (View* v = views; v != nullptr; v = v->next) {
+    if (v->arena.id() == arena_id) return v;
+  }
+  return nullptr;
+}
+
+PyObject* error_class(const char* name) noexcept {
+  PyObject* m = PyImport_ImportModule("procession._errors");
+  if (m == nullptr) return nullptr;
+  PyObject* c = PyObject_GetAttrString(m, name);
+  Py_DECREF(m);
+  return c;
+}
+
+PyObject* raise_no_memory(const View* v, u64 bytes) noexcept {
+  if (PyErr_Occurred()) return nullptr;
+  PyObject* c = error_class("ArenaFullError");
+  if (c == nullptr) return nullptr;
+  const Header& h = v->arena.header();
+  PyErr_Format(c,
+               "the arena is full: %llu bytes more were asked for, %llu of %llu are in use. Take items out of queues, or "
+               "raise the limit (PROCESSION_ARENA_SIZE, the container's memory limit).",
+               static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(h.used.load(std::memory_order_relaxed)),
+               static_cast<unsigned long long>(h.limit));
+  Py_DECREF(c);
+  return nullptr;
+}
+
+bool make_object(Handle* h, u64 size, Kind kind) noexcept {
+  if (h->object != nullptr) {
+    PyErr_Format(PyExc_RuntimeError, "%s.__init__() was called twice", Py_TYPE(h)->tp_name);
+    return false;
+  }
+  View* v = current_view();
+  if (v == nullptr) return false;
+  const PyWaiter waiter(kForever);
+  const u32 i = v->arena.allocate_object(v->me, size, kind, waiter);
+  const_cast<PyWaiter&>(waiter).resume();
+  if (i == 0) {
+    raise_no_memory(v, size);
+    return false;
+  }
+  h->view = v;
+  h->object = &v->arena.at<Object>(i);
+  link_handle(h);
+  return true;
+}
+
+bool check_handle(const Handle* h) noexcept {
+  if (h->object != nullptr) return true;
+  PyErr_Format(PyExc_RuntimeError, "%s.__init__() has not been called", Py_TYPE(h)->tp_name);
+  return false;
+}
+
+void release_handle(Handle* h) noexcept {
+  if (h->object == nullptr) return;
+  unlink_handle(h);
+  h->view->arena.drop(h->view->me, *h->object, patient());
+  h->object = nullptr;
+}
+
+void handle_dealloc(PyObject* self) noexcept {
+  Handle* h = reinterpret_cast<Handle*>(self);
+  PyTypeObject* type = Py_TYPE(self);
+  if (PyType_IS_GC(type)) PyObject_GC_UnTrack(self);
+  if (h->weakrefs != nullptr) PyObject_ClearWeakRefs(self);
+  release_handle(h);
+  type->tp_free(self);
+  Py_DECREF(type);
+}
+
+// --- pickling ---------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+PyObject* rebuild_function = nullptr;
+
+}  // namespace
+
+/// (rebuild, (class, arena, block, generation), attributes of a Python subclass or None).
+PyObject* handle_reduce(PyObject* self, PyObject*) noexcept {
+  Handle* h = reinterpret_cast<Handle*>(self);
+  if (!check_handle(h)) return nullptr;
+  if (collector != nullptr) {
+    if (PyList_Append(collector, self) != 0) return nullptr;
+  } else {
+    h->object->pinned.store(1, std::memory_order_relaxed);
+  }
+  PyObject* state = nullptr;
+  PyObject* dict = PyObject_GetAttrString(self, "__dict__");
+  if (dict == nullptr) {
+    PyErr_Clear();
+  } else if (PyDict_Check(dict) && PyDict_GET_SIZE(dict) != 0) {
+    state = PyDict_Copy(dict);
+    // Attributes that mean something in this process only (pipes, caches) stay here.
+    PyObject* local = state == nullptr ? nullptr : PyObject_GetAttrString(self, "_process_local");
+    if (local == nullptr) PyErr_Clear();
+    for (Py_ssize_t i = 0; local != nullptr && PyTuple_Check(local) && i < PyTuple_GET_SIZE(local); ++i) {
+      if (PyDict_DelItem(state, PyTuple_GET_ITEM(local, i)) != 0) PyErr_Clear();
+    }
+    Py_XDECREF(local);
+    Py_DECREF(dict);
+    if (state == nullptr) return nullptr;
+  } else {
+    Py_DECREF(dict);
+  }
+  if (state == nullptr) state = Py_NewRef(Py_None);
+  const u32 block = h->object->block;
+  return Py_BuildValue("O(OKII)N", rebuild_function, Py_TYPE(self), static_cast<unsigned long long>(h->view->arena.id()), block,
+                       h->view->arena.block(block).gen.load(std::memory_order_relaxed), state);
+}
+
+namespace {
+
+PyObject* raise_handle(const char* cls, PyTypeObject* type, u32 block, const char* text) noexcept {
+  PyObject* c = error_class(cls);
+  if (c == nullptr) return nullptr;
+  PyErr_Format(c, "%s-%u: %s", type->tp_name, block, text);
+  Py_DECREF(c);
+  return nullptr;
+}
+
+PyObject* rebuild(PyObject*, PyObject* args) noexcept {
+  PyTypeObject* type = nullptr;
+  unsigned long long id = 0;
+  unsigned int block = 0, gen = 0;
+  if (!PyArg_ParseTuple(args, "O!KII", &PyType_Type, &type, &id, &block, &gen)) return nullptr;
+  View* v = find_view(id);
+  if (v == nullptr) {
+    return raise_handle("ForeignHandleError", type, block,
+                        "this handle comes from another family of processes, whose shared memory is not mapped here. Pass it "
+                        "to children as an argument, through a Queue or a Pipe of the same program; it cannot go to a "
+                        "process that was started by other means, nor to a file.");
+  }
+  const Header& header = v->arena.header();
+  if (block == 0 || block >= header.nblocks.load(std::memory_order_acquire) ||
+      v->arena.block(block).gen.load(std::memory_order_acquire) != gen ||
+      v->arena.block(block).owner.load(std::memory_order_acquire) != kOwnedByHolders) {
+    return raise_handle("StaleHandleError", type, block,
+                        "the object has been freed: no process held it any more. Keep a reference to it in one of them "
+                        "until this handle has been unpickled.");
+  }
+  Object& object = v->arena.at<Object>(block);
+  PyObject* self = type->tp_alloc(type, 0);
+  if (self == nullptr) return nullptr;
+  Handle* h = reinterpret_cast<Handle*>(self);
+  h->view = v;
+  PyWaiter waiter(kForever);
+  const bool held = v->arena.hold(v->me, object, v->me, 1, waiter);
+  waiter.resume();
+  if (!held) {
+    Py_DECREF(self);
+    if (!PyErr_Occurred()) raise_no_memory(v, 256);
+    return nullptr;
+  }
+  h->object = &object;
+  link_handle(h);
+  return self;
+}
+
+}  // namespace
+
+// --- names ------------------------------------------------------------------------------------------------------------------
+
+PyObject* object_name(const Handle* h) noexcept {
+  const char* dot = std::strrchr(Py_TYPE(h)->tp_name, '.');
+  return PyUnicode_FromFormat("%s-%u", dot == nullptr ? Py_TYPE(h)->tp_name : dot + 1, h->object == nullptr ? 0 : h->object->block);
+}
+
+PyObject* describe_tag(const View* v, Tag tag) noexcept {
+  const u32 i = slot_index(tag);
+  if (i == 0 || i >= v->arena.header().slots) return PyUnicode_FromString("an unknown process");
+  const Slot& s = v->arena.slots()[i];
+  if (Slot::gen_of(s.word.load(std::memory_order_acquire)) != slot_gen(tag)) return PyUnicode_FromString("a process that has ended");
+  const int pid = s.pid.load(std::memory_order_relaxed);
+  char name[sizeof s.name];
+  std::memcpy(name, s.name, sizeof name - 1);
+  name[sizeof name - 1] = '\0';
+  return name[0] != '\0' ? PyUnicode_FromFormat("%s pid %d", name, pid) : PyUnicode_FromFormat("pid %d", pid);
+}
+
+// --- arguments --------------------------------------------------------------------------------------------------------------
+
+bool parse_timeout(PyObject* timeout, i64* deadline) noexcept {
+  if (timeout == nullptr || timeout == Py_None) {
+    *deadline = kForever;
+    return true;
+  }
+  const double s = PyFloat_AsDouble(timeout);
+  if (s == -1.0 && PyErr_Occurred()) return false;
+  if (std::isnan(s)) {
+    PyErr_SetString(PyExc_ValueError, "timeout must be a number of seconds or None, not nan");
+    return false;
+  }
+  constexpr double kLong = 1e9;  // 30 years: for ever, and far from overflow
+  *deadline = s <= 0 ? 0 : s >= kLong ? kForever : now_ns() + static_cast<i64>(s * 1e9);
+  return true;
+}
+
+bool parse_wait(PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames, const char* function, i64* deadline) noexcept {
+  *deadline = kForever;
+  PyObject* block = nullptr;
+  PyObject* timeout = nullptr;
+  if (nargs > 2) {
+    PyErr_Format(PyExc_TypeError, "%s() takes at most 2 arguments (%zd given)", function, nargs);
+    return false;
+  }
+  if (nargs > 0) block = args[0];
+  if (nargs > 1) timeout = args[1];
+  const Py_ssize_t nkw = kwnames == nullptr ? 0 : PyTuple_GET_SIZE(kwnames);
+  for (Py_ssize_t i = 0; i < nkw; ++i) {
+    PyObject* key = PyTuple_GET_ITEM(kwnames, i);
+    PyObject** to = PyUnicode_CompareWithASCIIString(key, "block") == 0     ? &block
+                    : PyUnicode_CompareWithASCIIString(key, "timeout") == 0 ? &timeout
+                                                                            : nullptr;
+    if (to == nullptr || *to != nullptr) {
+      PyErr_Format(PyExc_TypeError, to == nullptr ? "%s() got an unexpected keyword argument '%U'" : "%s() got multiple values for argument '%U'",
+                   function, key);
+      return false;
+    }
+    *to = args[nargs + i];
+  }
+  if (block != nullptr && block != Py_True) {
+    const int b = PyObject_IsTrue(block);
+    if (b < 0) return false;
+    if (b == 0) {
+      *deadline = 0;
+      return true;
+    }
+  }
+  return parse_timeout(timeout, deadline);
+}
+
+bool add_type(PyObject* module, PyType_Spec* spec, PyTypeObject** type, PyTypeObject* base) noexcept {
+  PyObject* t = PyType_FromSpecWithBases(spec, reinterpret_cast<PyObject*>(base));
+  if (t == nullptr) return false;
+  *type = reinterpret_cast<PyTypeObject*>(t);
+  return PyModule_AddType(module, *type) == 0;
+}
+
+// --- functions of the module ------------------------------------------------------------------------------------------------
+
+namespace {
+
+PyObject* arena_fd(PyObject*, PyObject*) noexcept {
+  View* v = current_view();
+  return v == nullptr ? nullptr : PyLong_FromLong(v->arena.fd());
+}
+
+PyObject* has_arena(PyObject*, PyObject*) noexcept { return PyBool_FromLong(views != nullptr); }
+
+PyObject* attach(PyObject*, PyObject* arg) noexcept {
+  const int fd = static_cast<int>(PyLong_AsLong(arg));
+  if (fd == -1 && PyErr_Occurred()) return nullptr;
+  struct stat theirs, ours;
+  for (View* v = views; v != nullptr; v = v->next) {
+    if (fstat(fd, &theirs) == 0 && fstat(v->arena.fd(), &ours) == 0 && theirs.st_ino == ours.st_ino && theirs.st_dev == ours.st_dev) {
+      if (fd != v->arena.fd()) close(fd);
+      Py_RETURN_NONE;
+    }
+  }
+  return new_view(fd) == nullptr ? nullptr : Py_NewRef(Py_None);
+}
+
+void copy_name(char (&to)[64], const char* from) noexcept {
+  std::strncpy(to, from, sizeof to - 1);
+  to[sizeof to - 1] = '\0';
+}
+
+PyObject* set_process_name(PyObject*, PyObject* arg) noexcept {
+  const char* name = PyUnicode_AsUTF8(arg);
+  if (name == nullptr) return nullptr;
+  for (View* v = views; v != nullptr; v = v->next) {
+    if (slot_index(v->me) < kMaxSlots) copy_name(v->arena.slots()[slot_index(v->me)].name, name);
+  }
+  Py_RETURN_NONE;
+}
+
+PyObject* process_exiting(PyObject*, PyObject*) noexcept {
+  for (View* v = views; v != nullptr; v = v->next) {
+    if (slot_index(v->me) < kMaxSlots) v->arena.leave(v->me);
+  }
+  Py_RETURN_NONE;
+}
+
+PyObject* record_exit(PyObject*, PyObject* args) noexcept {
+  int pid = 0, code = 0;
+  if (!PyArg_ParseTuple(args, "ii", &pid, &code)) return nullptr;
+  PyWaiter waiter(now_ns() + 1000 * kMillisecond);
+  for (View* v = views; v != nullptr; v = v->next) {
+    const u32 i = v->arena.find_slot(pid);
+    if (i == 0) continue;
+    Slot& s = v->arena.slots()[i];
+    s.exit_code.store(code, std::memory_order_relaxed);
+    s.exit_known.store(1, std::memory_order_release);
+    // A crash: what it held is wanted by others, and their slices would find it one by one. A clean exit can wait.
+    const bool crashed = v->arena.fate(make_tag(Slot::gen_of(s.word.load(std::memory_order_acquire)), i), true) == Owner::kDied;
+    v->arena.header().departures.fetch_add(1, std::memory_order_relaxed);
+    if (crashed) v->arena.collect(v->me, waiter);
+  }
+  waiter.resume();
+  if (PyErr_Occurred()) return nullptr;
+  Py_RETURN_NONE;
+}
+
+PyObject* collect(PyObject*, PyObject*) noexcept {
+  u32 n = 0;
+  PyWaiter waiter(kForever);
+  for (View* v = views; v != nullptr; v = v->next) n += v->arena.collect(v->me, waiter);
+  waiter.resume();
+  return PyErr_Occurred() ? nullptr : PyLong_FromUnsignedLong(n);
+}
+
+PyObject* handle_collector(PyObject*, PyObject* arg) noexcept {
+  if (arg != Py_None && !PyList_Check(arg)) {
+    PyErr_SetString(PyExc_TypeError, "handle_collector() takes a list or None");
+    return nullptr;
+  }
+  PyObject* old = collector;
+  collector = arg == Py_None ? nullptr : Py_NewRef(arg);
+  return old == nullptr ? Py_NewRef(Py_None) : old;
+}
+
+PyObject* memory(PyObject*, PyObject*) noexcept {
+  if (views == nullptr) {
+    return Py_BuildValue("{s:i,s:i,s:i,s:i,s:i,s:i}", "used", 0, "limit", 0, "reserved", 0, "blocks", 0, "objects", 0, "processes", 0);
+  }
+  Arena& a = views->arena;
+  Header& h = a.header();
+  u32 used = 0, objects = 0, processes = 0;
+  for (u32 i = 1; i < h.nblocks.load(std::memory_order_acquire); ++i) {
+    const u32 owner = a.block(i).owner.load(std::memory_order_relaxed);
+    used += owner != 0;
+    objects += owner == kOwnedByHolders;
+  }
+  for (u32 i = 1; i < h.slot_end.load(std::memory_order_relaxed); ++i) processes += a.slots()[i].state() == SlotState::kLive;
+  return Py_BuildValue("{s:K,s:K,s:K,s:I,s:I,s:I}", "used", static_cast<unsigned long long>(h.used.load(std::memory_order_relaxed)),
+                       "limit", static_cast<unsigned long long>(h.limit), "reserved", static_cast<unsigned long long>(h.size),
+                       "blocks", used, "objects", objects, "processes", processes);
+}
+
+PyObject* set_slices(PyObject*, PyObject* arg) noexcept {
+  const int on = PyObject_IsTrue(arg);
+  if (on < 0) return nullptr;
+  Waiter::slices_flag().store(on != 0, std::memory_order_relaxed);
+  Py_RETURN_NONE;
+}
+
+PyMethodDef functions[] = {
+    {"arena_fd", arena_fd, METH_NOARGS, "File descriptor of the family's memory; makes the arena on first use."},
+    {"has_arena", has_arena, METH_NOARGS, "Whether this process has an arena."},
+    {"attach", attach, METH_O, "Map the arena behind a file descriptor, which now belongs to the extension."},
+    {"set_process_name", set_process_name, METH_O, "Name this process in the process table."},
+    {"process_exiting", process_exiting, METH_NOARGS, "This process ends in good order: its locks stay held, as in the standard library."},
+    {"record_exit", record_exit, METH_VARARGS, "record_exit(pid, exitcode): a child has been reaped."},
+    {"collect", collect, METH_NOARGS, "Give back what departed processes left; returns how many."},
+    {"handle_collector", handle_collector, METH_O, "Keep handles that this thread pickles alive in a list (None: pin them)."},
+    {"memory", memory, METH_NOARGS, "What the arena holds."},
+    {"_set_slices", set_slices, METH_O, "Tests: with False, sleeps are not cut into slices, so that a lost wake-up hangs."},
+    {"_rebuild", rebuild, METH_VARARGS, "Unpickle a handle."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+int exec_module(PyObject* module) noexcept {
+  rebuild_function = PyObject_GetAttrString(module, "_rebuild");
+  const bool ok = rebuild_function != nullptr && add_lock_types(module) && add_semaphore_types(module) && add_event_type(module) &&
+                  add_condition_type(module) && add_barrier_type(module) && add_queue_types(module);
+  return ok ? 0 : -1;
+}
+
+PyModuleDef module_definition = {
+    PyModuleDef_HEAD_INIT, "procession._native", "The parts of procession that live in shared memory.", -1, functions,
+    nullptr, nullptr, nullptr, nullptr,
+};
+
+}  // namespace
+
+PyObject* make_module() noexcept {
+  PyObject* m = PyModule_Create(&module_definition);
+  if (m != nullptr && exec_module(m) != 0) Py_CLEAR(m);
+  return m;
+}
+
+}  // namespace procession::bind
+
+PyMODINIT_FUNC PyInit__native() { return procession::bind::make_module(); }

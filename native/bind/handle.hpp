@@ -1,0 +1,113 @@
+// What the types of the extension share: this process's arenas, the handle every object begins with, waiting with the GIL.
+#pragma once
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+
+#include <sys/wait.h>
+
+#include "procession/collect.hpp"
+
+namespace procession::bind {
+
+/// This process's view of one arena. There is one, except where a child inherited an arena of its own making by fork and
+/// was then given its family's (a preloaded module of the fork server): handles keep the one they were made in.
+struct View {
+  Arena arena;
+  Tag me = 0;
+  Tag child = 0;  ///< between the two sides of a fork: the child's tag to be
+  View* next = nullptr;
+};
+
+/// Every Python object of ours begins with this.
+struct Handle {
+  PyObject ob_base;
+  View* view;       ///< nullptr before __init__
+  Object* object;
+  Handle* prev;     ///< all handles of the process, for fork
+  Handle* next;
+  PyObject* weakrefs;
+
+  template <class T>
+  T& state() const noexcept {
+    return *reinterpret_cast<T*>(object);
+  }
+};
+
+/// A wait that gives up the GIL before its first sleep and looks for signals after each.
+class PyWaiter {
+ public:
+  explicit PyWaiter(i64 deadline) noexcept : waiter_(deadline, {&before_sleep, &interrupted, this}) {}
+  PyWaiter(const PyWaiter&) = delete;
+  PyWaiter& operator=(const PyWaiter&) = delete;
+  ~PyWaiter() { resume(); }
+
+  operator const Waiter&() const noexcept { return waiter_; }
+  const Waiter* operator->() const noexcept { return &waiter_; }
+
+  /// Have the GIL again.
+  void resume() noexcept {
+    if (saved_ != nullptr) PyEval_RestoreThread(saved_);
+    saved_ = nullptr;
+  }
+
+ private:
+  static void before_sleep(void* self) noexcept {
+    auto* w = static_cast<PyWaiter*>(self);
+    if (w->saved_ == nullptr) w->saved_ = PyEval_SaveThread();
+  }
+  static bool interrupted(void* self) noexcept {
+    static_cast<PyWaiter*>(self)->resume();
+    return PyErr_CheckSignals() != 0;
+  }
+
+  Waiter waiter_;
+  PyThreadState* saved_ = nullptr;
+};
+
+/// For what must not be interrupted: gives up (and leaks until the process ends) when a stopped process is in the way.
+inline const Waiter& patient() noexcept {
+  static const Waiter w(0, {});
+  return w;
+}
+
+/// `timeout` in seconds as a deadline: None for ever, negative or zero: do not wait. False with an exception set.
+bool parse_timeout(PyObject* timeout, i64* deadline) noexcept;
+/// The `(block=True, timeout=None)` of the standard library.
+bool parse_wait(PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames, const char* function, i64* deadline) noexcept;
+
+/// The current arena, made on first use. nullptr with an exception set.
+View* current_view() noexcept;
+View* find_view(u64 arena_id) noexcept;
+
+/// Make `h` a new object of `size` bytes. False with an exception set.
+bool make_object(Handle* h, u64 size, Kind kind) noexcept;
+void release_handle(Handle* h) noexcept;
+/// Set an exception and return false when `h` was never initialised.
+bool check_handle(const Handle* h) noexcept;
+
+PyObject* handle_reduce(PyObject* self, PyObject*) noexcept;
+void handle_dealloc(PyObject* self) noexcept;
+
+/// "Lock-17": how messages name an object.
+PyObject* object_name(const Handle* h) noexcept;
+/// "Process-3 pid 4711", or the like, of a tag's process.
+PyObject* describe_tag(const View* v, Tag tag) noexcept;
+
+/// procession._errors.<name>, a new reference.
+PyObject* error_class(const char* name) noexcept;
+PyObject* raise_no_memory(const View* v, u64 bytes) noexcept;
+
+inline u64 this_thread() noexcept { return static_cast<u64>(PyThread_get_thread_ident()); }
+
+// One a type; called by the module's init.
+bool add_lock_types(PyObject* module) noexcept;
+bool add_semaphore_types(PyObject* module) noexcept;
+bool add_event_type(PyObject* module) noexcept;
+bool add_condition_type(PyObject* module) noexcept;
+bool add_barrier_type(PyObject* module) noexcept;
+bool add_queue_types(PyObject* module) noexcept;
+bool add_type(PyObject* module, PyType_Spec* spec, PyTypeObject** type, PyTypeObject* base = nullptr) noexcept;
+
+}  // namespace procession::bind
