@@ -14,6 +14,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -250,27 +251,40 @@ def run_one(name, library, method):
 
 
 def run_apart(name, library, method):
-    """Run one experiment in a process group of its own, and end the whole group."""
+    """Run one experiment in a process group and a temporary directory of its own, and end the whole group."""
     command = [sys.executable, os.path.abspath(__file__), library, name, "--here"]
-    child = subprocess.Popen(
-        command + (["--start-method", method] if method else []),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    guard = threading.Timer(6 * FOR_EVER, os.killpg, (child.pid, signal.SIGKILL))
-    guard.start()
-    try:
-        return child.stdout.readline().strip() or "nothing: it hung, or fell over"
-    finally:
-        guard.cancel()
+    with tempfile.TemporaryDirectory(prefix="ba", ignore_cleanup_errors=True) as directory:
+        child = subprocess.Popen(
+            command + (["--start-method", method] if method else []),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "TMPDIR": directory},
+            start_new_session=True,
+        )
+        guard = threading.Timer(6 * FOR_EVER + 10, end_group, (child,))
+        guard.start()
         try:
-            os.killpg(child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        child.wait()
-        child.stdout.close()
+            return child.stdout.readline().strip() or "nothing: it hung, or fell over"
+        finally:
+            guard.cancel()
+            end_group(child)
+            child.wait()
+            child.stdout.close()
+
+
+def end_group(leader):
+    """SIGTERM first: the standard library's resource tracker ignores it, tidies up and ends when all others have."""
+    try:
+        os.killpg(leader.pid, signal.SIGTERM)
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            leader.poll()  # a zombie would keep the group in being
+            os.killpg(leader.pid, 0)
+            time.sleep(0.02)
+        os.killpg(leader.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
 
 
 def main():
