@@ -1,2 +1,583 @@
-#include "handle.hpp"
-namespace procession::bind { bool add_queue_types(PyObject*) noexcept { return true; } }
+// Queue, JoinableQueue and SimpleQueue: what their Python classes (procession._wire.queues) are built on.
+#include "procession/queue.hpp"
+
+#include <utility>
+#include <vector>
+
+#include "codec.hpp"
+
+namespace procession::bind {
+namespace {
+
+struct QueueObject {
+  Handle handle;
+  bool closed;  ///< by close(), in this process
+
+  QueueState& state() const noexcept { return handle.state<QueueState>(); }
+  QueueOps ops() const noexcept { return QueueOps(handle.view->arena, handle.view->me); }
+  bool joinable() const noexcept { return handle.object->kind == Kind::kJoinableQueue; }
+};
+
+PyTypeObject* queue_type = nullptr;
+PyTypeObject* joinable_type = nullptr;
+PyObject* empty_error = nullptr;
+PyObject* full_error = nullptr;
+PyObject* shut_down_error = nullptr;
+
+QueueObject* queue(PyObject* self) noexcept { return reinterpret_cast<QueueObject*>(self); }
+
+bool find_errors() noexcept {
+  if (shut_down_error != nullptr) return true;
+  PyObject* m = PyImport_ImportModule("queue");
+  if (m == nullptr) return false;
+  empty_error = PyObject_GetAttrString(m, "Empty");
+  full_error = PyObject_GetAttrString(m, "Full");
+  Py_DECREF(m);
+  if (empty_error == nullptr || full_error == nullptr) return false;
+  shut_down_error = error_class("ShutDown");
+  return shut_down_error != nullptr;
+}
+
+PyObject* raise_plain(PyObject*& error) noexcept {
+  if (find_errors()) PyErr_SetNone(error);
+  return nullptr;
+}
+
+bool check_open(QueueObject* q) noexcept {
+  if (!check_handle(&q->handle)) return false;
+  if (!q->closed) return true;
+  PyErr_Format(PyExc_ValueError, "Queue %R is closed", q);
+  return false;
+}
+
+PyObject* put_failed(QueueObject* q, Put r, u64 bytes) noexcept {
+  if (PyErr_Occurred()) return nullptr;
+  switch (r) {
+    case Put::kFull: return raise_plain(full_error);
+    case Put::kShutDown: return raise_plain(shut_down_error);
+    case Put::kNoMemory: return raise_no_memory(q->handle.view, bytes);
+    default: return raise_plain(full_error);  // a stopped process inside the queue, and the time was over
+  }
+}
+
+// --- put --------------------------------------------------------------------------------------------------------------------
+
+PyObject* put_one(QueueObject* q, PyObject* value, i64 deadline) noexcept {
+  Encoded e;
+  if (!e.encode(value)) {
+    // The standard library's hook for subclasses (concurrent.futures overrides it): there, errors of pickling come later.
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyObject* hook = PyObject_GetAttrString(reinterpret_cast<PyObject*>(q), "_on_queue_feeder_error");
+    if (hook == nullptr) {
+      PyErr_Restore(type, error, traceback);
+      return nullptr;
+    }
+    PyErr_NormalizeException(&type, &error, &traceback);
+    if (traceback != nullptr) PyException_SetTraceback(error, traceback);
+    PyObject* r = PyObject_CallFunctionObjArgs(hook, error, value, nullptr);
+    Py_DECREF(hook);
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(traceback);
+    return r;
+  }
+  const Outgoing o = e.outgoing();
+  u32 done = 0;
+  PyWaiter waiter(deadline);
+  const Put r = q->ops().put(q->state(), &o, 1, &done, waiter);
+  waiter.resume();
+  if (done == 0) return put_failed(q, r, o.len);
+  // It was delivered; a signal that came while others were being woken is not this call's.
+  Py_RETURN_NONE;
+}
+
+/// `(obj, block=True, timeout=None)`, positional or by name.
+bool parse_put(PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames, PyObject** value, i64* deadline) noexcept {
+  if (nargs >= 1) {
+    *value = args[0];
+    return parse_wait(args + 1, nargs - 1, kwnames, "put", deadline);
+  }
+  const Py_ssize_t nkw = kwnames == nullptr ? 0 : PyTuple_GET_SIZE(kwnames);
+  PyObject* block = Py_True;
+  PyObject* timeout = Py_None;
+  for (Py_ssize_t i = 0; i < nkw; ++i) {
+    PyObject* key = PyTuple_GET_ITEM(kwnames, i);
+    if (PyUnicode_CompareWithASCIIString(key, "obj") == 0) *value = args[i];
+    else if (PyUnicode_CompareWithASCIIString(key, "block") == 0) block = args[i];
+    else if (PyUnicode_CompareWithASCIIString(key, "timeout") == 0) timeout = args[i];
+    else {
+      PyErr_Format(PyExc_TypeError, "put() got an unexpected keyword argument '%U'", key);
+      return false;
+    }
+  }
+  if (*value == nullptr) {
+    PyErr_SetString(PyExc_TypeError, "put() missing 1 required positional argument: 'obj'");
+    return false;
+  }
+  PyObject* both[] = {block, timeout};
+  return parse_wait(both, 2, nullptr, "put", deadline);
+}
+
+PyObject* put(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) noexcept {
+  QueueObject* q = queue(self);
+  if (!check_open(q)) return nullptr;
+  i64 deadline = kForever;
+  PyObject* value = nullptr;
+  if (nargs == 1 && kwnames == nullptr) {
+    value = args[0];
+  } else if (!parse_put(args, nargs, kwnames, &value, &deadline)) {
+    return nullptr;
+  }
+  return put_one(q, value, deadline);
+}
+
+PyObject* put_nowait(PyObject* self, PyObject* value) noexcept {
+  QueueObject* q = queue(self);
+  return check_open(q) ? put_one(q, value, 0) : nullptr;
+}
+
+/// All are pickled before the first is put: an error of pickling puts none.
+PyObject* put_many(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) noexcept {
+  QueueObject* q = queue(self);
+  i64 deadline = kForever;
+  if (!check_open(q)) return nullptr;
+  if (nargs < 1) {
+    PyErr_SetString(PyExc_TypeError, "put_many() missing 1 required positional argument: 'items'");
+    return nullptr;
+  }
+  if (!parse_wait(args + 1, nargs - 1, kwnames, "put_many", &deadline)) return nullptr;
+  PyObject* items = PySequence_Fast(args[0], "put_many() takes an iterable");
+  if (items == nullptr) return nullptr;
+  const size_t n = static_cast<size_t>(PySequence_Fast_GET_SIZE(items));
+  std::vector<Outgoing> out;
+  std::vector<char> small;          // what the encoder wrote itself, one after the other
+  std::vector<u64> at(n, UINT64_MAX);  // where in `small`; pointers only once it has stopped growing
+  PyObject* keep = PyList_New(0);
+  bool ok = keep != nullptr;
+  out.reserve(n);
+  u64 bytes = 0;
+  for (size_t i = 0; ok && i < n && i < static_cast<size_t>(PySequence_Fast_GET_SIZE(items)); ++i) {
+    Encoded e;
+    if (!(ok = e.encode(PySequence_Fast_GET_ITEM(items, static_cast<Py_ssize_t>(i))))) break;
+    out.push_back(e.outgoing());
+    const Outgoing& o = out.back();
+    bytes += o.len;
+    if (e.is_inside()) {
+      at[i] = small.size();
+      small.insert(small.end(), static_cast<const char*>(o.data), static_cast<const char*>(o.data) + o.len);
+    } else {
+      PyObject* kept = e.keeper();
+      ok = PyList_Append(keep, kept) == 0;
+      Py_DECREF(kept);
+    }
+  }
+  Py_DECREF(items);
+  if (!ok) {
+    Py_XDECREF(keep);
+    return nullptr;
+  }
+  for (size_t i = 0; i < out.size(); ++i) {
+    if (at[i] != UINT64_MAX) out[i].data = small.data() + at[i];
+  }
+  u32 done = 0;
+  if (!out.empty()) {
+    PyWaiter waiter(deadline);
+    const Put r = q->ops().put(q->state(), out.data(), static_cast<u32>(out.size()), &done, waiter);
+    waiter.resume();
+    Py_CLEAR(keep);
+    if (done != out.size()) {
+      put_failed(q, r, bytes);
+      PyObject *type, *error, *traceback;
+      PyErr_Fetch(&type, &error, &traceback);
+      PyErr_NormalizeException(&type, &error, &traceback);
+      PyObject* count = PyLong_FromUnsignedLong(done);
+      if (error != nullptr && count != nullptr && PyObject_SetAttrString(error, "items_put", count) != 0) PyErr_Clear();
+      Py_XDECREF(count);
+      PyErr_Restore(type, error, traceback);
+      return nullptr;
+    }
+  }
+  Py_XDECREF(keep);
+  Py_RETURN_NONE;
+}
+
+// --- get --------------------------------------------------------------------------------------------------------------------
+
+constexpr u32 kOnStack = 2048;
+
+/// One message taken and decoded; nullptr with an exception, kEmpty included.
+PyObject* get_one(QueueObject* q, i64 deadline) noexcept {
+  char stack[kOnStack];
+  PyObject* bytes = nullptr;
+  Incoming in{stack, sizeof stack, 0, 0};
+  const QueueOps ops = q->ops();
+  QueueState& s = q->state();
+  const bool joinable = q->joinable();
+  PyWaiter waiter(deadline);
+  for (;;) {
+    const Get r = ops.try_get(s, joinable, in, waiter);
+    if (r == Get::kDone) break;
+    Wait w = Wait::kTimeout;
+    switch (r) {
+      case Get::kTooSmall:
+        waiter.resume();
+        Py_XDECREF(bytes);
+        bytes = PyBytes_FromStringAndSize(nullptr, in.len);
+        if (bytes == nullptr) return nullptr;
+        in.data = PyBytes_AS_STRING(bytes);
+        in.capacity = in.len;
+        continue;
+      case Get::kEmpty:
+        if (deadline != 0) w = ops.wait_items(s, joinable, waiter);
+        if (w == Wait::kReady) continue;
+        waiter.resume();
+        Py_XDECREF(bytes);
+        return w == Wait::kInterrupted ? nullptr : raise_plain(empty_error);
+      case Get::kShutDown: waiter.resume(); Py_XDECREF(bytes); return raise_plain(shut_down_error);
+      case Get::kNoMemory: waiter.resume(); Py_XDECREF(bytes); return raise_no_memory(q->handle.view, in.len + sizeof(Record));
+      default: waiter.resume(); Py_XDECREF(bytes); return PyErr_Occurred() ? nullptr : raise_plain(empty_error);
+    }
+  }
+  waiter.resume();
+  ops.announce_space(s, 1);
+  PyObject* value = decode(in.kind, in.data, in.len, bytes != nullptr && in.len == in.capacity ? bytes : nullptr);
+  Py_XDECREF(bytes);
+  return value;
+}
+
+PyObject* get(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) noexcept {
+  QueueObject* q = queue(self);
+  if (!check_open(q)) return nullptr;
+  i64 deadline = kForever;
+  if ((nargs != 0 || kwnames != nullptr) && !parse_wait(args, nargs, kwnames, "get", &deadline)) return nullptr;
+  return get_one(q, deadline);
+}
+
+PyObject* get_nowait(PyObject* self, PyObject*) noexcept {
+  QueueObject* q = queue(self);
+  return check_open(q) ? get_one(q, 0) : nullptr;
+}
+
+struct Taken {
+  u8 kind;
+  u32 len;
+  u64 at;
+};
+
+/// Messages are copied out under one lock, into a buffer, and decoded afterwards.
+bool get_batch(QueueObject* q, u32 n, PyObject* list, const Waiter& waiter, std::vector<char>& buffer, u64* need) {
+  std::vector<Taken> taken;
+  u64 used = 0;
+  *need = 0;
+  const auto take = [&](const Message& m, const void* payload) {
+    if (used + m.len > buffer.size()) {
+      *need = m.len;
+      return false;
+    }
+    std::memcpy(buffer.data() + used, payload, m.len);
+    taken.push_back({m.kind, m.len, used});
+    used += m.len;
+    return true;
+  };
+  taken.reserve(std::min<u32>(n, 4096));
+  q->ops().try_get_many(q->state(), n, take, waiter);
+  if (taken.empty()) return true;
+  q->ops().announce_space(q->state(), static_cast<u32>(taken.size()));
+  bool ok = true;
+  PyObject *type = nullptr, *error = nullptr, *traceback = nullptr;
+  for (const Taken& t : taken) {
+    PyObject* value = decode(t.kind, buffer.data() + t.at, t.len, nullptr);
+    if (value == nullptr || PyList_Append(list, value) != 0) {
+      // The others are taken already: go on, and report the first error.
+      if (ok) PyErr_Fetch(&type, &error, &traceback); else PyErr_Clear();
+      ok = false;
+    }
+    Py_XDECREF(value);
+  }
+  if (!ok) PyErr_Restore(type, error, traceback);
+  return ok;
+}
+
+PyObject* get_many(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) noexcept {
+  QueueObject* q = queue(self);
+  if (!check_open(q)) return nullptr;
+  long n = 100;
+  Py_ssize_t used = 0;
+  if (nargs > 0) {
+    n = PyLong_AsLong(args[0]);
+    if (n == -1 && PyErr_Occurred()) return nullptr;
+    used = 1;
+  }
+  i64 deadline = kForever;
+  if (!parse_wait(args + used, nargs - used, kwnames, "get_many", &deadline)) return nullptr;
+  if (n < 1) {
+    PyErr_Format(PyExc_ValueError, "get_many() takes at least 1 item, not %ld", n);
+    return nullptr;
+  }
+  PyObject* list = PyList_New(0);
+  if (list == nullptr) return nullptr;
+  // The first may have to be waited for, or be longer than the buffer; the rest comes in batches.
+  PyObject* first = get_one(q, deadline);
+  if (first == nullptr || PyList_Append(list, first) != 0) {
+    Py_XDECREF(first);
+    Py_DECREF(list);
+    return nullptr;
+  }
+  Py_DECREF(first);
+  std::vector<char> buffer(64 << 10);
+  PyWaiter waiter(0);
+  while (PyList_GET_SIZE(list) < n) {
+    const Py_ssize_t before = PyList_GET_SIZE(list);
+    if (q->joinable()) {
+      PyObject* value = get_one(q, 0);
+      if (value == nullptr) {
+        if (!PyErr_ExceptionMatches(empty_error) && !PyErr_ExceptionMatches(shut_down_error)) Py_CLEAR(list);
+        if (list != nullptr) PyErr_Clear();
+        return list;
+      }
+      const int failed = PyList_Append(list, value);
+      Py_DECREF(value);
+      if (failed != 0) {
+        Py_DECREF(list);
+        return nullptr;
+      }
+      continue;
+    }
+    u64 need = 0;
+    const bool ok = get_batch(q, static_cast<u32>(std::min<long>(n - before, INT32_MAX)), list, waiter, buffer, &need);
+    waiter.resume();
+    if (!ok) {
+      Py_DECREF(list);
+      return nullptr;
+    }
+    if (PyErr_Occurred() != nullptr) {  // a signal handler raised: what was taken is not lost, the error comes next time
+      Py_DECREF(list);
+      return nullptr;
+    }
+    if (PyList_GET_SIZE(list) == before) {
+      if (need <= buffer.size()) break;
+      buffer.resize(need);
+    }
+  }
+  return list;
+}
+
+// --- state ------------------------------------------------------------------------------------------------------------------
+
+i64 size_of(QueueObject* q) noexcept {
+  if (!check_handle(&q->handle)) return -1;
+  PyWaiter waiter(kForever);
+  const i64 n = q->ops().size(q->state(), q->joinable(), waiter);
+  waiter.resume();
+  return n;
+}
+
+PyObject* qsize(PyObject* self, PyObject*) noexcept {
+  const i64 n = size_of(queue(self));
+  return n < 0 ? nullptr : PyLong_FromLongLong(n);
+}
+
+PyObject* empty(PyObject* self, PyObject*) noexcept {
+  const i64 n = size_of(queue(self));
+  return n < 0 ? nullptr : PyBool_FromLong(n == 0);
+}
+
+PyObject* full(PyObject* self, PyObject*) noexcept {
+  const i64 n = size_of(queue(self));
+  return n < 0 ? nullptr : PyBool_FromLong(queue(self)->ops().full(queue(self)->state()));
+}
+
+PyObject* shutdown(PyObject* self, PyObject* args, PyObject* kwargs) noexcept {
+  QueueObject* q = queue(self);
+  static const char* names[] = {"immediate", nullptr};
+  int immediate = 0;
+  if (!check_handle(&q->handle) || !PyArg_ParseTupleAndKeywords(args, kwargs, "|p", const_cast<char**>(names), &immediate)) return nullptr;
+  PyWaiter waiter(kForever);
+  q->ops().shut_down(q->state(), immediate != 0, waiter);
+  waiter.resume();
+  if (PyErr_Occurred()) return nullptr;
+  Py_RETURN_NONE;
+}
+
+PyObject* close_(PyObject* self, PyObject*) noexcept {
+  queue(self)->closed = true;
+  Py_RETURN_NONE;
+}
+
+PyObject* get_closed(PyObject* self, void*) noexcept { return PyBool_FromLong(queue(self)->closed); }
+
+PyObject* get_maxsize(PyObject* self, void*) noexcept {
+  return check_handle(&queue(self)->handle) ? PyLong_FromUnsignedLong(queue(self)->state().maxsize) : nullptr;
+}
+
+PyObject* task_done(PyObject* self, PyObject*) noexcept {
+  QueueObject* q = queue(self);
+  if (!check_handle(&q->handle)) return nullptr;
+  PyWaiter waiter(kForever);
+  const QueueOps::Done r = q->ops().task_done(q->state(), waiter);
+  waiter.resume();
+  if (PyErr_Occurred()) return nullptr;
+  if (r == QueueOps::Done::kNone) {
+    PyErr_SetString(PyExc_ValueError, "task_done() called too many times");
+    return nullptr;
+  }
+  Py_RETURN_NONE;
+}
+
+PyObject* join(PyObject* self, PyObject* args, PyObject* kwargs) noexcept {
+  QueueObject* q = queue(self);
+  static const char* names[] = {"timeout", nullptr};
+  PyObject* timeout = nullptr;
+  i64 deadline = kForever;
+  if (!check_handle(&q->handle) || !PyArg_ParseTupleAndKeywords(args, kwargs, "|O", const_cast<char**>(names), &timeout) ||
+      !parse_timeout(timeout, &deadline)) {
+    return nullptr;
+  }
+  PyWaiter waiter(deadline);
+  const Wait r = q->ops().join(q->state(), waiter);
+  waiter.resume();
+  if (PyErr_Occurred()) return nullptr;
+  return PyBool_FromLong(r == Wait::kReady);
+}
+
+PyObject* unfinished(PyObject* self, PyObject*) noexcept {
+  QueueObject* q = queue(self);
+  return check_handle(&q->handle) ? PyLong_FromUnsignedLong(q->ops().unfinished(q->state())) : nullptr;
+}
+
+PyObject* add_bell(PyObject* self, PyObject* arg) noexcept {
+  QueueObject* q = queue(self);
+  const long fd = PyLong_AsLong(arg);
+  if (!check_handle(&q->handle) || (fd == -1 && PyErr_Occurred())) return nullptr;
+  return PyLong_FromLong(q->ops().add_bell(q->state(), static_cast<int>(fd)));
+}
+
+PyObject* arm_bell(PyObject* self, PyObject* args) noexcept {
+  QueueObject* q = queue(self);
+  int bell = 0, space = 0;
+  if (!check_handle(&q->handle) || !PyArg_ParseTuple(args, "ip", &bell, &space)) return nullptr;
+  if (bell < 0 || bell >= static_cast<int>(kBells)) {
+    PyErr_SetString(PyExc_ValueError, "no such bell");
+    return nullptr;
+  }
+  q->ops().arm_bell(q->state(), bell, space ? kBellSpace : kBellItems);
+  const bool ready = space ? !q->ops().full(q->state()) : q->ops().may_have_items(q->state());
+  return PyBool_FromLong(ready || (q->state().flags.load(std::memory_order_relaxed) & kQueueShutDown) != 0);
+}
+
+PyObject* remove_bell(PyObject* self, PyObject* arg) noexcept {
+  QueueObject* q = queue(self);
+  const long bell = PyLong_AsLong(arg);
+  if (!check_handle(&q->handle) || (bell == -1 && PyErr_Occurred())) return nullptr;
+  if (bell >= 0 && bell < static_cast<long>(kBells)) q->ops().remove_bell(q->state(), static_cast<int>(bell));
+  Py_RETURN_NONE;
+}
+
+int init(PyObject* self, PyObject* args, PyObject* kwargs, Kind kind) noexcept {
+  QueueObject* q = queue(self);
+  static const char* names[] = {"maxsize", "ctx", nullptr};
+  long long maxsize = 0;
+  PyObject* ctx = nullptr;
+  if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|L$O", const_cast<char**>(names), &maxsize, &ctx)) return -1;
+  if (maxsize > INT32_MAX) {
+    PyErr_Format(PyExc_ValueError, "maxsize must be at most 2147483647, not %lld", maxsize);
+    return -1;
+  }
+  if (!make_object(&q->handle, sizeof(QueueState) + kInlineUnits * 8, kind)) return -1;
+  QueueOps::init(q->state(), maxsize > 0 ? static_cast<u32>(maxsize) : 0);
+  return 0;
+}
+int queue_init(PyObject* self, PyObject* args, PyObject* kwargs) noexcept { return init(self, args, kwargs, Kind::kQueue); }
+int joinable_init(PyObject* self, PyObject* args, PyObject* kwargs) noexcept { return init(self, args, kwargs, Kind::kJoinableQueue); }
+
+template <class F>
+constexpr PyCFunction as_method(F f) noexcept {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(f));
+}
+
+PyMethodDef methods[] = {
+    {"put", as_method(put), METH_FASTCALL | METH_KEYWORDS,
+     "put(obj, block=True, timeout=None)\n\nPut an item; it has been delivered when this returns, and is a snapshot.\n\n"
+     "Blocks while the queue is full, until a signal handler raises or `timeout` seconds (monotonic clock) are over; negative\n"
+     "counts as 0. Raises queue.Full, ShutDown, ValueError after close(), ArenaFullError, and what pickling raises."},
+    {"put_nowait", put_nowait, METH_O, "put(obj, block=False)"},
+    {"put_many", as_method(put_many), METH_FASTCALL | METH_KEYWORDS,
+     "put_many(items, block=True, timeout=None)\n\nPut all items in order, at a fraction of the cost of one by one.\n\n"
+     "All are pickled first: if one cannot be, none is put. On queue.Full the exception's `items_put` says how many were."},
+    {"get", as_method(get), METH_FASTCALL | METH_KEYWORDS,
+     "get(block=True, timeout=None)\n\nTake the oldest item.\n\n"
+     "Blocks until there is one, the queue is shut down, a signal handler raises or `timeout` seconds (monotonic clock) are\n"
+     "over; negative counts as 0. Raises queue.Empty, ShutDown, ValueError after close()."},
+    {"get_nowait", get_nowait, METH_NOARGS, "get(block=False)"},
+    {"get_many", as_method(get_many), METH_FASTCALL | METH_KEYWORDS,
+     "get_many(n=100, block=True, timeout=None) -> list\n\nTake the 1 to n oldest items; waits, as get() does, for the first only."},
+    {"qsize", qsize, METH_NOARGS, "How many items are in the queue; exact at the moment of the call."},
+    {"empty", empty, METH_NOARGS, "Whether the queue is empty; exact at the moment of the call."},
+    {"full", full, METH_NOARGS, "Whether the queue is full; exact at the moment of the call."},
+    {"shutdown", as_method(shutdown), METH_VARARGS | METH_KEYWORDS,
+     "shutdown(immediate=False)\n\nNo put succeeds from now on; get goes on until the queue is empty (immediate: it is emptied\n"
+     "now). Both then raise ShutDown, in all processes. As queue.Queue.shutdown of Python 3.13."},
+    {"close", close_, METH_NOARGS, "This process is done with the queue: put and get raise ValueError here. Others are not concerned."},
+    {"_unfinished", unfinished, METH_NOARGS, nullptr},
+    {"_add_bell", add_bell, METH_O, nullptr},
+    {"_arm_bell", arm_bell, METH_VARARGS, nullptr},
+    {"_remove_bell", remove_bell, METH_O, nullptr},
+    {"__reduce__", handle_reduce, METH_NOARGS, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+PyMethodDef joinable_methods[] = {
+    {"task_done", task_done, METH_NOARGS,
+     "Mark the oldest item that this process has taken and not yet marked as done.\n\n"
+     "An item whose consumer was killed before that is delivered again. ValueError when nothing is in hand."},
+    {"join", as_method(join), METH_VARARGS | METH_KEYWORDS,
+     "join(timeout=None) -> bool\n\nWait until every item put has been taken and marked done; False when the time was over first."},
+    {nullptr, nullptr, 0, nullptr},
+};
+PyGetSetDef getset[] = {
+    {"_closed", get_closed, nullptr, nullptr, nullptr},
+    {"_maxsize", get_maxsize, nullptr, nullptr, nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr},
+};
+PyMemberDef members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Handle, weakrefs), READONLY, nullptr},
+    {nullptr, 0, 0, 0, nullptr},
+};
+PyType_Slot slots[] = {
+    {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
+    {Py_tp_init, reinterpret_cast<void*>(queue_init)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(handle_dealloc)},
+    {Py_tp_methods, methods},
+    {Py_tp_getset, getset},
+    {Py_tp_members, members},
+    {Py_tp_doc, const_cast<char*>("Queue(maxsize=0, *, ctx=None)\n--\n\nThe shared half of a queue.")},
+    {0, nullptr},
+};
+PyType_Slot joinable_slots[] = {
+    {Py_tp_init, reinterpret_cast<void*>(joinable_init)},
+    {Py_tp_methods, joinable_methods},
+    {Py_tp_doc, const_cast<char*>("JoinableQueue(maxsize=0, *, ctx=None)\n--\n\nThe shared half of a JoinableQueue.")},
+    {0, nullptr},
+};
+PyType_Spec spec{"procession._native.Queue", sizeof(QueueObject), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, slots};
+PyType_Spec joinable_spec{"procession._native.JoinableQueue", sizeof(QueueObject), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, joinable_slots};
+
+PyObject* py_set_main_by_value(PyObject*, PyObject* arg) noexcept {
+  const int on = PyObject_IsTrue(arg);
+  if (on < 0) return nullptr;
+  set_main_by_value(on != 0);
+  Py_RETURN_NONE;
+}
+PyMethodDef functions[] = {
+    {"set_main_by_value", py_set_main_by_value, METH_O, "Whether queues send what is defined in __main__ by value."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+}  // namespace
+
+bool add_queue_types(PyObject* module) noexcept {
+  return add_type(module, &spec, &queue_type) && add_type(module, &joinable_spec, &joinable_type, queue_type) &&
+         PyModule_AddFunctions(module, functions) == 0;
+}
+
+}  // namespace procession::bind

@@ -22,18 +22,17 @@ from multiprocessing.context import (
     set_spawning_popen,
 )
 from multiprocessing.util import Finalize as _Finalize
-from typing import TYPE_CHECKING, Any
 
 from procession import _native
 from procession._proc.process import ForkProcess, ForkServerProcess, Process, SpawnProcess
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Literal
+    from typing import Any, Literal
 
-    from procession._sync import Barrier, BoundedSemaphore, Condition, Event, Lock, RLock, Semaphore
-    from procession._wire.queues import JoinableQueue, Queue, SimpleQueue
-    from procession.pool import Pool
+    from procession import _sync, pool
+    from procession._wire import queues
 
     _OnOwnerDeath = Literal["warn", "raise"]
 
@@ -65,43 +64,42 @@ def __getattr__(name: str) -> Any:
 class Factories(BaseContext):
     """The factory methods of every context of ours; a mixin before a context class of the standard library."""
 
-    def Lock(self, *, on_owner_death: _OnOwnerDeath = "warn", name: str | None = None) -> Lock:
+    def Lock(self, *, on_owner_death: _OnOwnerDeath = "warn") -> _sync.Lock:
         """Return a non-recursive lock.
 
         Args:
             on_owner_death: What `acquire()` does when the process that held the lock was killed: "warn" takes the
                 lock and issues a `LockOwnerDied` warning, "raise" raises `LockOwnerDiedError` and leaves it free.
-            name: Shown in the lock's repr and in these messages.
         """
         from procession._sync import Lock
 
-        return Lock(ctx=self.get_context(), on_owner_death=on_owner_death, name=name)
+        return Lock(ctx=self.get_context(), on_owner_death=on_owner_death)
 
-    def RLock(self, *, on_owner_death: _OnOwnerDeath = "warn", name: str | None = None) -> RLock:
+    def RLock(self, *, on_owner_death: _OnOwnerDeath = "warn") -> _sync.RLock:
         """Return a recursive lock; the options are those of `Lock`."""
         from procession._sync import RLock
 
-        return RLock(ctx=self.get_context(), on_owner_death=on_owner_death, name=name)
+        return RLock(ctx=self.get_context(), on_owner_death=on_owner_death)
 
-    def Condition(self, lock: Lock | RLock | None = None) -> Condition:
+    def Condition(self, lock: _sync.Lock | _sync.RLock | None = None) -> _sync.Condition:
         """Return a condition variable on `lock`, or on an RLock of its own."""
         from procession._sync import Condition
 
         return Condition(lock, ctx=self.get_context())
 
-    def Semaphore(self, value: int = 1) -> Semaphore:
+    def Semaphore(self, value: int = 1) -> _sync.Semaphore:
         """Return a semaphore with `value` permits."""
         from procession._sync import Semaphore
 
         return Semaphore(value, ctx=self.get_context())
 
-    def BoundedSemaphore(self, value: int = 1) -> BoundedSemaphore:
+    def BoundedSemaphore(self, value: int = 1) -> _sync.BoundedSemaphore:
         """Return a semaphore that raises ValueError when it is released more often than acquired."""
         from procession._sync import BoundedSemaphore
 
         return BoundedSemaphore(value, ctx=self.get_context())
 
-    def Event(self) -> Event:
+    def Event(self) -> _sync.Event:
         """Return an event, not set."""
         from procession._sync import Event
 
@@ -109,25 +107,25 @@ class Factories(BaseContext):
 
     def Barrier(
         self, parties: int, action: Callable[[], object] | None = None, timeout: float | None = None
-    ) -> Barrier:
+    ) -> _sync.Barrier:
         """Return a barrier for `parties` processes or threads; one of them calls `action` each time it opens."""
         from procession._sync import Barrier
 
         return Barrier(parties, action, timeout, ctx=self.get_context())
 
-    def Queue(self, maxsize: int = 0) -> Queue[Any]:
+    def Queue(self, maxsize: int = 0) -> queues.Queue[Any]:
         """Return a queue; `maxsize` items at most, 0 for no limit."""
         from procession._wire.queues import Queue
 
         return Queue(maxsize, ctx=self.get_context())
 
-    def JoinableQueue(self, maxsize: int = 0) -> JoinableQueue[Any]:
+    def JoinableQueue(self, maxsize: int = 0) -> queues.JoinableQueue[Any]:
         """Return a queue with `task_done()` and `join()`."""
         from procession._wire.queues import JoinableQueue
 
         return JoinableQueue(maxsize, ctx=self.get_context())
 
-    def SimpleQueue(self) -> SimpleQueue[Any]:
+    def SimpleQueue(self) -> queues.SimpleQueue[Any]:
         """Return a queue with `put()`, `get()`, `empty()` and `close()` alone."""
         from procession._wire.queues import SimpleQueue
 
@@ -139,7 +137,7 @@ class Factories(BaseContext):
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
-    ) -> Pool:
+    ) -> pool.Pool:
         """Return a pool of worker processes; as many as `cpu_count()` says if `processes` is None."""
         from procession.pool import Pool
 

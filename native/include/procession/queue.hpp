@@ -446,7 +446,7 @@ class QueueOps {
 
   /// The next item (or room) after this rings. Look for what is there already after arming.
   void arm_bell(QueueState& q, int i, u32 what) const noexcept {
-    q.bell[i].armed.store(what, std::memory_order_release);
+    q.bell[i].armed.fetch_or(what, std::memory_order_seq_cst);
     q.bells_armed.fetch_or(what, std::memory_order_seq_cst);
     fence_after_rmw();
   }

@@ -10,6 +10,7 @@ When both refuse, the first error is raised, with a note that names the part at 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
@@ -17,13 +18,13 @@ import pickle
 import sys
 from multiprocessing import context as _context
 from multiprocessing import process as _process
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import TYPE_CHECKING, Any
-
 from multiprocessing.reduction import ForkingPickler
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any, ClassVar
 
 __all__ = ["annotate", "dumps", "find_culprit", "loads", "main_is_importable"]
 
@@ -87,7 +88,7 @@ def _by_value_pickler() -> Any:
 
     class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         # The registry itself and not a copy: torch and others register while the program runs.
-        dispatch_table = ChainMap(ForkingPickler._extra_reducers, cloudpickle.Pickler.dispatch_table)  # type: ignore[attr-defined]
+        dispatch_table: ClassVar[Any] = ChainMap(ForkingPickler._extra_reducers, cloudpickle.Pickler.dispatch_table)
 
         def __init__(self, file: io.BytesIO, main_by_value: bool) -> None:
             super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
@@ -191,14 +192,17 @@ def _parts(obj: object) -> Iterator[tuple[str, object]]:
     elif isinstance(obj, MethodType):
         yield ".__self__", obj.__self__
     elif isinstance(obj, FunctionType):
-        for variable, cell in zip(obj.__code__.co_freevars, obj.__closure__ or (), strict=False):
-            try:
-                yield f"'s variable {variable}", cell.cell_contents
-            except ValueError:  # not yet assigned
-                continue
-        for variable in obj.__code__.co_names:
-            if variable in obj.__globals__ and obj.__module__ in _MAIN_NAMES:
-                yield f"'s global {variable}", obj.__globals__[variable]
+        yield from _parts_of_function(obj)
     elif not isinstance(obj, (type, ModuleType, BuiltinFunctionType)):
         for attribute, value in getattr(obj, "__dict__", {}).items():
             yield f".{attribute}", value
+
+
+def _parts_of_function(function: FunctionType) -> Iterator[tuple[str, object]]:
+    for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+        with contextlib.suppress(ValueError):  # not yet assigned
+            yield f"'s variable {variable}", cell.cell_contents
+    if function.__module__ in _MAIN_NAMES:
+        for variable in function.__code__.co_names:
+            if variable in function.__globals__:
+                yield f"'s global {variable}", function.__globals__[variable]

@@ -1,0 +1,429 @@
+#include "codec.hpp"
+
+#include <utility>
+
+namespace procession::bind {
+namespace {
+
+bool main_by_value = false;
+
+}  // namespace
+
+// --- compact form -------------------------------------------------------------------------------------------------------
+//
+// One letter a value, then its bytes, little-endian. Only objects whose type is exactly one of the letters' below: an
+// instance of a subclass, or anything else, makes the writer give up, and the value is pickled as a whole.
+// A list, dict or set that occurs twice (or in itself) must arrive as one object: the writer gives up there too.
+//
+//   N None | T True | F False | i 8-byte int | b 1-byte int | d 8-byte float | s u16 text | y u16 bytes
+//   t u16 tuple | l u16 list | m u16 dict | e u16 set
+
+class CompactWriter {
+ public:
+  explicit CompactWriter(Encoded& e) noexcept : at_(e.buffer_), begin_(e.buffer_), end_(e.buffer_ + sizeof e.buffer_) {}
+
+  bool write(PyObject* v, int depth) noexcept {
+    PyTypeObject* t = Py_TYPE(v);
+    if (t == &PyLong_Type) return write_int(v);
+    if (t == &PyUnicode_Type) {
+      Py_ssize_t n = 0;
+      const char* text = PyUnicode_AsUTF8AndSize(v, &n);
+      if (text != nullptr) return bytes('s', text, n);
+      PyErr_Clear();  // a lone surrogate: pickle knows how
+      return false;
+    }
+    if (t == &PyFloat_Type) {
+      const double d = PyFloat_AS_DOUBLE(v);
+      return fixed('d', &d, sizeof d);
+    }
+    if (v == Py_None) return fixed('N', nullptr, 0);
+    if (t == &PyBool_Type) return fixed(v == Py_True ? 'T' : 'F', nullptr, 0);
+    if (t == &PyBytes_Type) return bytes('y', PyBytes_AS_STRING(v), PyBytes_GET_SIZE(v));
+    if (depth > kDepth) return false;
+    if (t == &PyTuple_Type) {
+      const Py_ssize_t n = PyTuple_GET_SIZE(v);
+      if (!count('t', n)) return false;
+      for (Py_ssize_t i = 0; i < n; ++i) {
+        if (!write(PyTuple_GET_ITEM(v, i), depth + 1)) return false;
+      }
+      return true;
+    }
+    if (t == &PyList_Type) {
+      if (!once(v) || !count('l', PyList_GET_SIZE(v))) return false;
+      for (Py_ssize_t i = 0; i < PyList_GET_SIZE(v); ++i) {
+        if (!write(PyList_GET_ITEM(v, i), depth + 1)) return false;
+      }
+      return true;
+    }
+    if (t == &PyDict_Type) {
+      if (!once(v) || !count('m', PyDict_GET_SIZE(v))) return false;
+      PyObject *key, *value;
+      for (Py_ssize_t i = 0; PyDict_Next(v, &i, &key, &value);) {
+        if (!write(key, depth + 1) || !write(value, depth + 1)) return false;
+      }
+      return true;
+    }
+    return false;
+  }
+
+  u64 size() const noexcept { return static_cast<u64>(at_ - begin_); }
+
+ private:
+  static constexpr int kDepth = 8, kContainers = 16;
+
+  bool fixed(char letter, const void* data, size_t n) noexcept {
+    if (static_cast<size_t>(end_ - at_) < n + 1) return false;
+    *at_++ = letter;
+    if (n != 0) std::memcpy(at_, data, n);
+    at_ += n;
+    return true;
+  }
+
+  bool count(char letter, Py_ssize_t n) noexcept {
+    const u16 n16 = static_cast<u16>(n);
+    return n <= UINT16_MAX && fixed(letter, &n16, sizeof n16);
+  }
+
+  bool bytes(char letter, const char* data, Py_ssize_t n) noexcept {
+    if (end_ - at_ < n + 3) return false;
+    *at_++ = letter;
+    const u16 n16 = static_cast<u16>(n);
+    std::memcpy(at_, &n16, sizeof n16);
+    std::memcpy(at_ + sizeof n16, data, static_cast<size_t>(n));
+    at_ += sizeof n16 + n;
+    return true;
+  }
+
+  bool write_int(PyObject* v) noexcept {
+    int overflow = 0;
+    const long long n = PyLong_AsLongLongAndOverflow(v, &overflow);
+    if (overflow != 0) return false;
+    if (n >= -128 && n <= 127) {
+      const signed char c = static_cast<signed char>(n);
+      return fixed('b', &c, 1);
+    }
+    return fixed('i', &n, sizeof n);
+  }
+
+  bool once(PyObject* v) noexcept {
+    for (int i = 0; i < containers_; ++i) {
+      if (container_[i] == v) return false;
+    }
+    if (containers_ == kContainers) return false;
+    container_[containers_++] = v;
+    return true;
+  }
+
+  char* at_;
+  char* begin_;
+  char* end_;
+  PyObject* container_[kContainers];
+  int containers_ = 0;
+};
+
+namespace {
+
+class CompactReader {
+ public:
+  CompactReader(const char* data, u64 len) noexcept : at_(data), end_(data + len) {}
+
+  PyObject* read() noexcept {
+    if (at_ >= end_) return damaged();
+    switch (*at_++) {
+      case 'N': return Py_NewRef(Py_None);
+      case 'T': return Py_NewRef(Py_True);
+      case 'F': return Py_NewRef(Py_False);
+      case 'b': return PyLong_FromLong(static_cast<signed char>(*at_++));
+      case 'i': return PyLong_FromLongLong(get<long long>());
+      case 'd': return PyFloat_FromDouble(get<double>());
+      case 's': {
+        const u16 n = get<u16>();
+        const char* p = at_;
+        at_ += n;
+        return at_ > end_ ? damaged() : PyUnicode_DecodeUTF8(p, n, nullptr);
+      }
+      case 'y': {
+        const u16 n = get<u16>();
+        const char* p = at_;
+        at_ += n;
+        return at_ > end_ ? damaged() : PyBytes_FromStringAndSize(p, n);
+      }
+      case 't': {
+        const u16 n = get<u16>();
+        PyObject* v = PyTuple_New(n);
+        for (u16 i = 0; v != nullptr && i < n; ++i) {
+          PyObject* x = read();
+          if (x == nullptr) {
+            Py_CLEAR(v);
+          } else {
+            PyTuple_SET_ITEM(v, i, x);
+          }
+        }
+        return v;
+      }
+      case 'l': {
+        const u16 n = get<u16>();
+        PyObject* v = PyList_New(n);
+        for (u16 i = 0; v != nullptr && i < n; ++i) {
+          PyObject* x = read();
+          if (x == nullptr) {
+            Py_CLEAR(v);
+          } else {
+            PyList_SET_ITEM(v, i, x);
+          }
+        }
+        return v;
+      }
+      case 'm': {
+        const u16 n = get<u16>();
+        PyObject* v = PyDict_New();
+        for (u16 i = 0; v != nullptr && i < n; ++i) {
+          PyObject* key = read();
+          PyObject* value = key == nullptr ? nullptr : read();
+          if (value == nullptr || PyDict_SetItem(v, key, value) != 0) Py_CLEAR(v);
+          Py_XDECREF(key);
+          Py_XDECREF(value);
+        }
+        return v;
+      }
+      default: return damaged();
+    }
+  }
+
+ private:
+  template <class T>
+  T get() noexcept {
+    T v{};
+    if (end_ - at_ >= static_cast<Py_ssize_t>(sizeof v)) std::memcpy(&v, at_, sizeof v);
+    at_ += sizeof v;
+    return v;
+  }
+
+  static PyObject* damaged() noexcept {
+    PyErr_SetString(PyExc_SystemError, "procession: a message is damaged; this is a bug, please report it");
+    return nullptr;
+  }
+
+  const char* at_;
+  const char* end_;
+};
+
+// --- pickle -------------------------------------------------------------------------------------------------------------
+//
+// What ForkingPickler.dumps does (the reducers that multiprocessing and torch register apply), without its Python class and
+// its ChainMap: one C pickler with a plain dict as its dispatch table is kept and used again. `Sink` is its file.
+
+struct Sink {
+  PyObject ob_base;
+  PyObject* first;   ///< most pickles come in one piece
+  PyObject* others;  ///< a list, for those that do not
+};
+
+PyObject* sink_write(PyObject* self, PyObject* data) noexcept {
+  auto* s = reinterpret_cast<Sink*>(self);
+  // The pickler reuses nothing it hands out as bytes; anything else (a memoryview of the caller's buffer) is copied now.
+  PyObject* piece = PyBytes_CheckExact(data) ? Py_NewRef(data) : PyBytes_FromObject(data);
+  if (piece == nullptr) return nullptr;
+  const Py_ssize_t n = PyBytes_GET_SIZE(piece);
+  if (s->first == nullptr) {
+    s->first = piece;
+    return PyLong_FromSsize_t(n);
+  }
+  if (s->others == nullptr) s->others = PyList_New(0);
+  const int failed = s->others == nullptr ? -1 : PyList_Append(s->others, piece);
+  Py_DECREF(piece);
+  return failed != 0 ? nullptr : PyLong_FromSsize_t(n);
+}
+
+PyMethodDef sink_methods[] = {{"write", sink_write, METH_O, nullptr}, {nullptr, nullptr, 0, nullptr}};
+
+void sink_dealloc(PyObject* self) noexcept {
+  auto* s = reinterpret_cast<Sink*>(self);
+  Py_XDECREF(s->first);
+  Py_XDECREF(s->others);
+  PyObject_Free(self);
+}
+
+PyTypeObject make_sink_type() noexcept {
+  PyTypeObject t{};
+  t.ob_base.ob_base.ob_refcnt = 1;
+  t.tp_name = "procession._native._Sink";
+  t.tp_basicsize = sizeof(Sink);
+  t.tp_dealloc = sink_dealloc;
+  t.tp_methods = sink_methods;
+  t.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION;
+  return t;
+}
+PyTypeObject sink_type = make_sink_type();
+
+/// A pickler with its file and table. One is kept; a nested dump (a reducer that puts into a queue) makes another.
+struct Pickler {
+  PyObject* pickler = nullptr;
+  PyObject* dump = nullptr;
+  PyObject* clear_memo = nullptr;
+  PyObject* sink = nullptr;
+  Py_ssize_t version = -1;  ///< sizes of the two tables of reducers when this one's was made
+
+  void destroy() noexcept {
+    Py_CLEAR(pickler);
+    Py_CLEAR(dump);
+    Py_CLEAR(clear_memo);
+    Py_CLEAR(sink);
+  }
+};
+Pickler spare;
+
+struct Names {
+  PyObject *pickler_type, *loads, *copyreg_table, *extra_reducers;
+};
+Names names{};
+
+PyObject* import_from(const char* module, const char* name) noexcept {
+  PyObject* m = PyImport_ImportModule(module);
+  PyObject* r = m == nullptr ? nullptr : PyObject_GetAttrString(m, name);
+  Py_XDECREF(m);
+  return r;
+}
+
+bool find_names() noexcept {
+  if (names.extra_reducers != nullptr) return true;
+  if (PyType_Ready(&sink_type) != 0) return false;
+  names.pickler_type = import_from("_pickle", "Pickler");
+  names.loads = import_from("_pickle", "loads");
+  names.copyreg_table = import_from("copyreg", "dispatch_table");
+  // Imported for its reducers of connections and sockets.
+  PyObject* connection = PyImport_ImportModule("multiprocessing.connection");
+  PyObject* forking = connection == nullptr ? nullptr : import_from("multiprocessing.reduction", "ForkingPickler");
+  Py_XDECREF(connection);
+  PyObject* extra = forking == nullptr ? nullptr : PyObject_GetAttrString(forking, "_extra_reducers");
+  Py_XDECREF(forking);
+  if (names.pickler_type == nullptr || names.loads == nullptr || names.copyreg_table == nullptr || extra == nullptr) return false;
+  names.extra_reducers = extra;
+  return true;
+}
+
+bool make_pickler(Pickler& p) noexcept {
+  p.sink = reinterpret_cast<PyObject*>(PyObject_New(Sink, &sink_type));
+  if (p.sink == nullptr) return false;
+  reinterpret_cast<Sink*>(p.sink)->first = reinterpret_cast<Sink*>(p.sink)->others = nullptr;
+  p.pickler = PyObject_CallFunction(names.pickler_type, "Oi", p.sink, -1);
+  PyObject* table = p.pickler == nullptr ? nullptr : PyDict_Copy(names.copyreg_table);
+  p.version = PyDict_Size(names.copyreg_table) * 100'000 + PyDict_Size(names.extra_reducers);
+  const bool ok = table != nullptr && PyDict_Update(table, names.extra_reducers) == 0 &&
+                  PyObject_SetAttrString(p.pickler, "dispatch_table", table) == 0 &&
+                  (p.dump = PyObject_GetAttrString(p.pickler, "dump")) != nullptr &&
+                  (p.clear_memo = PyObject_GetAttrString(p.pickler, "clear_memo")) != nullptr;
+  Py_XDECREF(table);
+  return ok;
+}
+
+/// Bytes of `value`, a new reference; nullptr with the pickler's exception.
+PyObject* plain_pickle(PyObject* value) noexcept {
+  if (!find_names()) return nullptr;
+  Pickler p = spare;
+  spare = Pickler{};
+  if (p.pickler != nullptr && p.version != PyDict_Size(names.copyreg_table) * 100'000 + PyDict_Size(names.extra_reducers)) p.destroy();
+  if (p.pickler == nullptr && !make_pickler(p)) {
+    p.destroy();
+    return nullptr;
+  }
+  PyObject* r = PyObject_CallOneArg(p.dump, value);
+  auto* s = reinterpret_cast<Sink*>(p.sink);
+  PyObject* bytes = nullptr;
+  if (r != nullptr) {
+    Py_DECREF(r);
+    r = PyObject_CallNoArgs(p.clear_memo);
+    Py_XDECREF(r);
+    bytes = std::exchange(s->first, nullptr);
+    if (bytes != nullptr && s->others != nullptr) {
+      PyObject* empty = PyBytes_FromStringAndSize("", 0);
+      PyList_Insert(s->others, 0, bytes);
+      Py_SETREF(bytes, empty == nullptr ? nullptr : PyObject_CallMethod(empty, "join", "O", s->others));
+      Py_XDECREF(empty);
+    }
+    Py_CLEAR(s->others);
+  }
+  if (bytes == nullptr || spare.pickler != nullptr) {
+    p.destroy();  // after an error its state is not to be trusted
+  } else {
+    spare = p;
+  }
+  return bytes;
+}
+
+}  // namespace
+
+void set_main_by_value(bool on) noexcept { main_by_value = on; }
+
+bool Encoded::hold(PyObject* bytes, Coding coding) noexcept {
+  Py_XSETREF(keep_, bytes);
+  coding_ = coding;
+  data_ = PyBytes_AS_STRING(bytes);
+  len_ = static_cast<u64>(PyBytes_GET_SIZE(bytes));
+  if (len_ <= UINT32_MAX - 64) return true;
+  PyErr_Format(PyExc_ValueError, "a message of %zd bytes is too long: the limit is 4 GiB", PyBytes_GET_SIZE(bytes));
+  return false;
+}
+
+bool Encoded::pickle(PyObject* value) noexcept {
+  if (!main_by_value) {
+    PyObject* bytes = plain_pickle(value);
+    if (bytes != nullptr) return hold(bytes, Coding::kPickle);
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) return false;
+    PyErr_Clear();
+  }
+  // Lambdas, closures, what lives in __main__ only; or the error, with a note that says which part is at fault.
+  PyObject* dumps = import_from("procession._wire.codec", "dumps");
+  PyObject* args = dumps == nullptr ? nullptr : PyTuple_Pack(1, value);
+  PyObject* kwargs = args == nullptr ? nullptr : Py_BuildValue("{s:O}", "main_by_value", main_by_value ? Py_True : Py_False);
+  PyObject* bytes = kwargs == nullptr ? nullptr : PyObject_Call(dumps, args, kwargs);
+  Py_XDECREF(dumps);
+  Py_XDECREF(args);
+  Py_XDECREF(kwargs);
+  return bytes != nullptr && hold(bytes, Coding::kPickle);
+}
+
+bool Encoded::encode(PyObject* value) noexcept {
+  if (PyBytes_CheckExact(value)) return hold(Py_NewRef(value), Coding::kBytes);
+  CompactWriter w(*this);
+  if (w.write(value, 0)) {
+    coding_ = Coding::kCompact;
+    data_ = buffer_;
+    len_ = w.size();
+    return true;
+  }
+  if (PyUnicode_CheckExact(value)) {
+    Py_ssize_t n = 0;
+    const char* text = PyUnicode_AsUTF8AndSize(value, &n);
+    if (text != nullptr && n <= UINT32_MAX - 64) {
+      keep_ = Py_NewRef(value);
+      coding_ = Coding::kText;
+      data_ = text;
+      len_ = static_cast<u64>(n);
+      return true;
+    }
+    PyErr_Clear();
+  }
+  return pickle(value);
+}
+
+PyObject* decode(u8 coding, const void* data, u64 len, PyObject* whole) noexcept {
+  const char* p = static_cast<const char*>(data);
+  switch (static_cast<Coding>(coding)) {
+    case Coding::kCompact: return CompactReader(p, len).read();
+    case Coding::kText: return PyUnicode_DecodeUTF8(p, static_cast<Py_ssize_t>(len), nullptr);
+    case Coding::kBytes:
+      return whole != nullptr ? Py_NewRef(whole) : PyBytes_FromStringAndSize(p, static_cast<Py_ssize_t>(len));
+    case Coding::kPickle: {
+      if (!find_names()) return nullptr;
+      PyObject* bytes = whole != nullptr ? Py_NewRef(whole) : PyBytes_FromStringAndSize(p, static_cast<Py_ssize_t>(len));
+      PyObject* r = bytes == nullptr ? nullptr : PyObject_CallOneArg(names.loads, bytes);
+      Py_XDECREF(bytes);
+      return r;
+    }
+  }
+  PyErr_SetString(PyExc_SystemError, "procession: a message of an unknown kind; this is a bug, please report it");
+  return nullptr;
+}
+
+}  // namespace procession::bind

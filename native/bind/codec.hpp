@@ -1,0 +1,47 @@
+// Values to bytes and back: plain types in a compact form of our own, everything else by pickle.
+#pragma once
+
+#include "handle.hpp"
+
+namespace procession::bind {
+
+/// What a message's bytes are. Part of the arena's layout.
+enum class Coding : u8 { kPickle = 0, kBytes = 1, kCompact = 2, kText = 3 };
+
+/// One value ready to be put. `data` points into `buffer`, or into the object that `keep` holds.
+class Encoded {
+ public:
+  Encoded() = default;
+  Encoded(const Encoded&) = delete;
+  Encoded& operator=(const Encoded&) = delete;
+  ~Encoded() { Py_XDECREF(keep_); }
+
+  /// False with an exception set.
+  bool encode(PyObject* value) noexcept;
+  /// Whether `data` lies in this object, and goes with it.
+  bool is_inside() const noexcept { return data_ == buffer_; }
+  /// What keeps `data` alive otherwise: a new reference.
+  PyObject* keeper() const noexcept { return Py_NewRef(keep_); }
+  Outgoing outgoing() const noexcept { return {static_cast<u8>(coding_), data_, static_cast<u32>(len_)}; }
+
+ private:
+  friend class CompactWriter;
+  /// Larger values cost more to pickle than pickle's start-up, and fit no stack.
+  static constexpr u32 kCompactMax = 1024;
+  bool pickle(PyObject* value) noexcept;
+  bool hold(PyObject* bytes, Coding coding) noexcept;
+
+  Coding coding_ = Coding::kCompact;
+  const void* data_ = nullptr;
+  u64 len_ = 0;
+  PyObject* keep_ = nullptr;
+  char buffer_[kCompactMax];
+};
+
+/// The value that `data` stands for; `whole` may be the bytes object that `data` is all of (it is not copied then).
+PyObject* decode(u8 coding, const void* data, u64 len, PyObject* whole) noexcept;
+
+/// When true, what pickle would name in __main__ travels by value: spawned children cannot import it (a notebook, -c).
+void set_main_by_value(bool on) noexcept;
+
+}  // namespace procession::bind
