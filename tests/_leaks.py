@@ -52,9 +52,9 @@ class Footprint:
             files=_files(singletons),
         )
 
-    def beyond(self, before: Footprint) -> list[str]:
+    def beyond(self, before: Footprint) -> dict[object, str]:
         """What is here and was not there, a line each; a foreign process's shared memory is not counted."""
-        found = []
+        found: dict[object, str] = {}
         for kind, title in (
             ("processes", "process"),
             ("fds", "file descriptor"),
@@ -67,7 +67,7 @@ class Footprint:
             new = {key: shown for key, shown in getattr(self, kind).items() if key not in old}
             if kind == "shm" and new:
                 new = {key: shown for key, shown in new.items() if not _held_by_strangers(_SHM / str(key), self)}
-            found.extend(f"{title}: {shown}" for shown in new.values())
+            found.update({(kind, key): f"{title}: {shown}" for key, shown in new.items()})
         return found
 
     def pids_beyond(self, before: Footprint) -> list[int]:
@@ -150,7 +150,7 @@ def _show_process(stat: _Stat) -> str:
         command = (_PROC / str(stat.pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         command = ""
-    return f"pid {stat.pid}, parent {stat.parent}, state {stat.state}: {command.strip()[:200]}"
+    return f"pid {stat.pid}, parent {stat.parent}: {command.strip()[:200] or '(no command line: it is ending)'}"
 
 
 def _fds(singletons: _Singletons) -> dict[object, str]:

@@ -20,14 +20,14 @@ def test_nothing_is_found_where_nothing_was_left() -> None:
     """Two looks in a row agree."""
     before = Footprint.take()
 
-    assert [] == Footprint.take().beyond(before)
+    assert {} == Footprint.take().beyond(before)
 
 
 def test_a_running_child_is_found() -> None:
     """Named by its pid."""
     before = Footprint.take()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        left = Footprint.take().beyond(before)
+        left = Footprint.take().beyond(before).values()
 
     assert any(line.startswith(f"process: pid {child.pid},") for line in left)
 
@@ -43,7 +43,7 @@ def test_an_orphan_is_found(wait_until: Callable[..., None]) -> None:
         )
     orphan = int(done.stdout)
     try:
-        left = Footprint.take().beyond(before)
+        left = Footprint.take().beyond(before).values()
         assert any(line.startswith(f"process: pid {orphan},") for line in left)
     finally:
         os.close(writer)  # which ends the cat
@@ -58,7 +58,7 @@ def test_a_descriptor_a_thread_and_a_memfd_are_found() -> None:
     thread.start()
     fd = os.memfd_create("left-over")
     try:
-        left = Footprint.take().beyond(before)
+        left = Footprint.take().beyond(before).values()
     finally:
         os.close(fd)
         stop.set()
@@ -74,7 +74,7 @@ def test_shared_memory_and_files_are_found() -> None:
     memory = shared_memory.SharedMemory(create=True, size=1)
     fd, path = tempfile.mkstemp()
     try:
-        left = Footprint.take().beyond(before)
+        left = Footprint.take().beyond(before).values()
     finally:
         os.close(fd)
         os.unlink(path)
@@ -92,5 +92,5 @@ def test_the_helpers_of_the_standard_library_may_stay() -> None:
     resource_tracker.ensure_running()
     forkserver.ensure_running()
 
-    assert [] == Footprint.take().beyond(before)
+    assert {} == Footprint.take().beyond(before)
     assert multiprocessing.active_children() == []
