@@ -21,7 +21,9 @@ struct LockObject {
   Callable enter, exit;
 
   UserLock& lock() const noexcept { return handle.state<UserLock>(); }
-  bool raise_on_death() const noexcept { return handle.object->flags != 0; }
+  enum Policy : u8 { kWarn, kRaise, kIgnore };
+  bool raise_on_death() const noexcept { return handle.object->flags == kRaise; }
+  bool ignore_death() const noexcept { return handle.object->flags == kIgnore; }
   LockOps ops() const noexcept { return LockOps(handle.view->arena, handle.view->me); }
 };
 
@@ -41,6 +43,8 @@ bool is_rlock(const LockObject* l) noexcept { return l->handle.object->kind == K
 /// The lock is ours, and its former holder died: warn, or raise and let go.
 bool report_death(LockObject* self, Tag died) noexcept {
   UserLock& l = self->lock();
+  l.count = 0;
+  if (self->ignore_death()) return true;
   View* v = self->handle.view;
   PyObject* who = nullptr;
   int code = 0;
@@ -64,7 +68,6 @@ bool report_death(LockObject* self, Tag died) noexcept {
       }
     }
   }
-  l.count = 0;
   PyObject* name = object_name(&self->handle);
   PyObject* m = PyImport_ImportModule("procession._errors");
   PyObject* how = m == nullptr ? nullptr : known ? PyObject_CallMethod(m, "describe_exit", "i", code)
@@ -249,13 +252,13 @@ int init(PyObject* self, PyObject* args, PyObject* kwargs, Kind kind) noexcept {
   if (PyTuple_GET_SIZE(args) != 0 || (kwargs != nullptr && PyDict_GET_SIZE(kwargs) != 0)) {
     static const char* names[] = {"ctx", "on_owner_death", nullptr};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$Os", const_cast<char**>(names), &ctx, &policy)) return -1;
-    if (std::strcmp(policy, "warn") != 0 && std::strcmp(policy, "raise") != 0) {
-      PyErr_Format(PyExc_ValueError, "on_owner_death must be 'warn' or 'raise', not '%s'", policy);
+    if (std::strcmp(policy, "warn") != 0 && std::strcmp(policy, "raise") != 0 && std::strcmp(policy, "ignore") != 0) {
+      PyErr_Format(PyExc_ValueError, "on_owner_death must be 'warn', 'raise' or 'ignore', not '%s'", policy);
       return -1;
     }
   }
   if (!make_object(&l->handle, sizeof(UserLock), kind)) return -1;
-  l->handle.object->flags = policy[0] == 'r';
+  l->handle.object->flags = policy[0] == 'r' ? LockObject::kRaise : policy[0] == 'i' ? LockObject::kIgnore : LockObject::kWarn;
   return 0;
 }
 int lock_init(PyObject* self, PyObject* args, PyObject* kwargs) noexcept { return init(self, args, kwargs, Kind::kLock); }

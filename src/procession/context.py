@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from procession import _sync, pool
     from procession._wire import queues
 
-    _OnOwnerDeath = Literal["warn", "raise"]
+    _OnOwnerDeath = Literal["warn", "raise", "ignore"]
 
 __all__ = [
     "AuthenticationError",
@@ -69,7 +69,8 @@ class Factories(BaseContext):
 
         Args:
             on_owner_death: What `acquire()` does when the process that held the lock was killed: "warn" takes the
-                lock and issues a `LockOwnerDied` warning, "raise" raises `LockOwnerDiedError` and leaves it free.
+                lock and issues a `LockOwnerDied` warning, "raise" raises `LockOwnerDiedError` and leaves it free,
+                "ignore" takes it silently.
         """
         from procession._sync import Lock
 

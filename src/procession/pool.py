@@ -7,7 +7,6 @@ workers if none is given, and functions that only exist here (lambdas, closures,
 
 from __future__ import annotations
 
-import warnings
 from multiprocessing import pool as _std
 from multiprocessing.pool import (
     ApplyResult,
@@ -19,14 +18,14 @@ from multiprocessing.pool import (
     ThreadPool,
 )
 from multiprocessing.queues import SimpleQueue as _PipeQueue
-from typing import TYPE_CHECKING, Any
 
 from procession import context as _context
-from procession._errors import LockOwnerDied
 from procession._wire import codec
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import Any
 
 __all__ = [
     "ApplyResult",
@@ -38,9 +37,6 @@ __all__ = [
     "Pool",
     "ThreadPool",
 ]
-
-# The name of the locks of a pool's pipes; the warning below is told by it.
-_PIPE_LOCK = "procession.pool pipe"
 
 
 def __getattr__(name: str) -> Any:
@@ -55,14 +51,8 @@ class _PipeContext:
         self._context = context
 
     def Lock(self) -> Any:
-        return self._context.Lock(name=_PIPE_LOCK)
-
-
-def _worker(*args: Any) -> None:
-    """Be a worker. A pool that is terminated kills idle workers one after the other, and one of them holds the lock
-    of the task pipe; the others must not warn of that in their last moment."""
-    warnings.filterwarnings("ignore", f".*{_PIPE_LOCK}", LockOwnerDied)
-    _std.worker(*args)
+        # A pool that is terminated kills idle workers one after the other, and one of them holds the task pipe's lock.
+        return self._context.Lock(on_owner_death="ignore")
 
 
 class Pool(_std.Pool):
@@ -89,12 +79,6 @@ class Pool(_std.Pool):
         if processes is None:
             processes = context.cpu_count()
         super().__init__(processes, initializer, initargs, maxtasksperchild, context)
-
-    @staticmethod
-    def Process(ctx: Any, *args: Any, **kwds: Any) -> Any:
-        if kwds.get("target") is _std.worker:
-            kwds["target"] = _worker
-        return ctx.Process(*args, **kwds)
 
     def _setup_queues(self) -> None:
         context: Any = self._ctx
