@@ -42,12 +42,14 @@ _run_cells()
 
 
 def run(code: str, *arguments: str) -> list[str]:
+    # Without PYTHONUNBUFFERED: with it, print() writes a line in pieces, and those of several processes mix.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "TUTORIAL_SPEED": "50"},
+        env={**environment, "TUTORIAL_SPEED": "50"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""

@@ -89,24 +89,41 @@ def add_up(counts: dict[str, Counts]) -> Counter[str]:
     return total
 
 
-def work(todo: Any, results: Any, stop_here: Any) -> int:
+@dataclass(frozen=True)
+class Channels:
+    """What parent and workers share.
+
+    Attributes:
+        todo: JoinableQueue of file names.
+        results: Queue of (kind, worker, file, counts).
+        half_way: Set when half of the files are counted; from then on a worker that takes a file stops with it in hand.
+        go_on: Set when one of them has been killed: the others go on.
+    """
+
+    todo: Any
+    results: Any
+    half_way: Any
+    go_on: Any
+
+
+def work(channels: Channels, victim: bool) -> int:
     """Count files until the queue is shut down; return how many.
 
     Args:
-        todo: JoinableQueue of file names.
-        results: Queue for (kind, worker, file, counts).
-        stop_here: Event for the worker that shall die, None for the others: once it is set, the worker says which
-            file it holds and waits to be killed.
+        channels: What is shared with the parent.
+        victim: This is the one to be killed: half-way it says which file it holds, and waits.
     """
     name = procession.current_process().name
     counted = 0
-    for path in todo:
-        if stop_here is not None and stop_here.is_set():
-            results.put(("holds", name, path, None))
-            time.sleep(PATIENCE_S)
-            raise RuntimeError("I was to be killed, and nobody has done it.")
-        results.put(("counted", name, path, count_file(path)))
-        todo.task_done()
+    for path in channels.todo:
+        if channels.half_way.is_set():
+            if victim:
+                channels.results.put(("holds", name, path, None))
+                time.sleep(PATIENCE_S)
+                raise RuntimeError("I was to be killed, and nobody has done it.")
+            channels.go_on.wait(PATIENCE_S)
+        channels.results.put(("counted", name, path, count_file(path)))
+        channels.todo.task_done()
         counted += 1
     return counted
 
@@ -114,10 +131,10 @@ def work(todo: Any, results: Any, stop_here: Any) -> int:
 def count_by_workers(
     files: list[str], context: BaseContext, workers: int, log: Callable[[float, str], None] = lambda *_: None
 ) -> Outcome:
-    """Count all files by `workers` processes, and kill the last of them half-way.
+    """Count all files by `workers` processes, and kill the last of them half-way, with a file in hand.
 
     Args:
-        files: The files.
+        files: The files; at least twice as many as workers.
         context: Where processes and queues come from.
         workers: Number of processes, at least 2.
         log: Called with the seconds since the start and a line of text.
@@ -125,72 +142,73 @@ def count_by_workers(
     Raises:
         RuntimeError: No result came for a long time, which a kill must not bring about; or the sums do not agree.
     """
-    todo: Any = context.JoinableQueue()
-    results: Any = context.Queue()
-    stop_here = context.Event()
-    names = [f"worker-{number}" for number in range(1, workers + 1)]
-    processes: dict[str, Any] = {
-        name: context.Process(  # type: ignore[attr-defined]
-            target=work, name=name, args=(todo, results, stop_here if name == names[-1] else None), daemon=True
-        )
-        for name in names
-    }
+    channels = Channels(context.JoinableQueue(), context.Queue(), context.Event(), context.Event())
+    processes: dict[str, Any] = {}
+    for number in range(1, workers + 1):
+        name, victim = f"worker-{number}", number == workers
+        processes[name] = context.Process(target=work, name=name, args=(channels, victim), daemon=True)  # type: ignore[attr-defined]
     started = time.perf_counter()
 
     def say(text: str) -> None:
         log(time.perf_counter() - started, text)
 
-    for path in files:
-        todo.put(path)
-    for process in processes.values():
-        process.start()
+    outcome = Outcome()
+    half = len(files) // 2
     try:
-        outcome = _collect(len(files), results, stop_here, processes, say)
-        todo.join()  # the last task_done() may come after the last result
-        todo.shutdown()
+        for process in processes.values():
+            process.start()
+        for path in files[:half]:
+            channels.todo.put(path)
+        _collect(outcome, half, channels, processes, say)
+        channels.half_way.set()
+        for path in files[half:]:
+            channels.todo.put(path)
+        _collect(outcome, len(files), channels, processes, say)
+        channels.todo.join()  # the last task_done() may come after the last result
+        channels.todo.shutdown()
         for name, process in processes.items():
             if name != outcome.killed and process.result(timeout=PATIENCE_S) != outcome.files_of[name]:
-                raise RuntimeError(
-                    f"{name} counted {process.result()} files, but {outcome.files_of[name]} came from it."
-                )
+                raise RuntimeError(f"{name} counted {process.result()} files; {outcome.files_of[name]} came from it.")
     finally:
         for process in processes.values():
-            process.kill()
-            process.join()
+            if process.pid is not None:
+                process.kill()
+                process.join()
     outcome.seconds = time.perf_counter() - started
     return outcome
 
 
 def _collect(
-    number: int, results: Any, stop_here: Any, processes: dict[str, Any], say: Callable[[str], None]
-) -> Outcome:
-    """Take results until every file has one; kill the worker that says that it holds a file."""
-    outcome = Outcome()
+    outcome: Outcome, number: int, channels: Channels, processes: dict[str, Any], say: Callable[[str], None]
+) -> None:
+    """Take results until `number` files have one; kill the worker that says that it holds a file."""
     while len(outcome.counts) < number:
         try:
-            kind, name, path, words = results.get(timeout=PATIENCE_S)
+            kind, name, path, words = channels.results.get(timeout=PATIENCE_S)
         except queue.Empty:
             done = f"{len(outcome.counts)} of {number}"
             raise RuntimeError(f"no result for {PATIENCE_S:.0f} s; {done} files are counted") from None
         if kind == "holds":
-            victim = processes[name]
-            os.kill(victim.pid, signal.SIGKILL)
             outcome.killed, outcome.held = name, path
-            say(f"half-way: {name} (pid {victim.pid}) has {os.path.basename(path)} in hand, and is sent SIGKILL")
-            try:
-                victim.result(timeout=PATIENCE_S)
-            except procession.ProcessDiedError as error:
-                outcome.error = error
-                say(f"its result() raises {type(error).__name__}: {error}")
-            continue
-        if path in outcome.counts:
+            outcome.error = _kill(processes[name], path, say)
+            channels.go_on.set()
+        elif path in outcome.counts:
             outcome.repeated += 1
-            continue
-        outcome.counts[path] = words
-        outcome.files_of[name] += 1
-        if path == outcome.held:
-            outcome.taken_over_by = name
-            say(f"{os.path.basename(path)} went back to the queue, and {name} has counted it")
-        if len(outcome.counts) == number // 2:
-            stop_here.set()
-    return outcome
+        else:
+            outcome.counts[path] = words
+            outcome.files_of[name] += 1
+            if path == outcome.held:
+                outcome.taken_over_by = name
+                say(f"{os.path.basename(path)} went back to the queue, and {name} has counted it")
+
+
+def _kill(victim: Any, path: str, say: Callable[[str], None]) -> procession.ProcessDiedError | None:
+    """Kill the worker and return what its result() raises."""
+    os.kill(victim.pid, signal.SIGKILL)
+    say(f"half-way: {victim.name} (pid {victim.pid}) has {os.path.basename(path)} in hand, and is sent SIGKILL")
+    try:
+        victim.result(timeout=PATIENCE_S)
+    except procession.ProcessDiedError as error:
+        say(f"its result() raises {type(error).__name__}: {error}")
+        return error
+    return None

@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
         parts += [functools.partial(_program, name, check, method) for name, check in PROGRAMS.items()]
     if args.only != "tutorial":
         parts.append(functools.partial(_count, method, args.files))
-    faulthandler.dump_traceback_later(_WATCHDOG_S, exit=True)
+    faulthandler.dump_traceback_later(_WATCHDOG_S, exit=True, file=sys.__stderr__ or 2)
     problems = 0
     try:
         for part in parts:
@@ -108,6 +108,7 @@ def _program(name: str, check: Callable[[list[str]], str], method: str) -> None:
     _say(f"\n$ python examples/tutorial/{name}")
     path = tutorial_directory() / name
     environment = {**os.environ, "TUTORIAL_SPEED": str(_SPEED)}
+    environment.pop("PYTHONUNBUFFERED", None)  # with it, print() writes a line in pieces, and those of processes mix
     child = subprocess.Popen(
         [sys.executable, "-c", _LAUNCH, str(path), method],
         stdout=subprocess.PIPE,
