@@ -19,8 +19,8 @@ Every class can be pickled and says in its message who, what, why and what to do
 
 from __future__ import annotations
 
-import queue
 import signal
+import sys
 from multiprocessing import ProcessError
 
 __all__ = [
@@ -37,8 +37,8 @@ __all__ = [
     "describe_exit",
 ]
 
-if hasattr(queue, "ShutDown"):
-    ShutDown = queue.ShutDown
+if sys.version_info >= (3, 13):
+    from queue import ShutDown
 else:
 
     class ShutDown(Exception):  # noqa: N818 - the name queue.ShutDown has since Python 3.13
@@ -130,7 +130,7 @@ class RemoteTraceback(Exception):  # noqa: N818 - as in multiprocessing.pool and
         return f'\n"""\n{self.text}"""'
 
 
-class LockOwnerDied(RuntimeWarning):  # noqa: N818 - a warning; the name of the event
+class LockOwnerDied(RuntimeWarning):
     """The lock just acquired was held by a process that died. The lock is held; what it protects may be half-done."""
 
 

@@ -115,7 +115,7 @@ class Reader:
             return not self._target().empty()
         from multiprocessing.connection import wait
 
-        return bool(wait([self], timeout))
+        return bool(wait([self], timeout))  # type: ignore[list-item]
 
     def recv(self) -> Any:
         return self._target().get()

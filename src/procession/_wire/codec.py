@@ -131,8 +131,8 @@ def main_path() -> str | None:
     path = getattr(main, "__file__", None)
     if path is None or getattr(getattr(main, "__spec__", None), "name", None) is not None:
         return None
-    if not os.path.isabs(path) and _process.ORIGINAL_DIR is not None:  # type: ignore[attr-defined]
-        path = os.path.join(_process.ORIGINAL_DIR, path)  # type: ignore[attr-defined]
+    if not os.path.isabs(path) and _process.ORIGINAL_DIR is not None:
+        path = os.path.join(_process.ORIGINAL_DIR, path)
     return os.path.normpath(path)
 
 

@@ -6,9 +6,8 @@ what a kill at each point leaves behind are in ``native/include/procession/queue
 
 from __future__ import annotations
 
-import types
 from queue import Empty, Full
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from procession import _native
 from procession._errors import ShutDown
@@ -20,14 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = ["JoinableQueue", "Queue", "SimpleQueue"]
 
+_T = TypeVar("_T")
 
-class _Ends:
+
+class _Ends(Generic[_T]):
     """What the three have in common, beside the native half."""
 
     # Not sent along when a queue is pickled.
     _process_local = ("_bell_here", "_reader_here", "_writer_here")
-
-    __class_getitem__ = classmethod(types.GenericAlias)
 
     def __repr__(self) -> str:
         size = self.qsize()  # type: ignore[attr-defined]
@@ -127,7 +126,7 @@ class _Iterable:
         self.close()  # type: ignore[attr-defined]
 
 
-class Queue(_Iterable, _Ends, _native.Queue):
+class Queue(_Iterable, _Ends[_T], _native.Queue):
     """A first-in first-out queue between processes.
 
     `put` has delivered when it returns: the item is a snapshot, errors of pickling raise there, and `empty`, `full` and
@@ -140,7 +139,7 @@ class Queue(_Iterable, _Ends, _native.Queue):
     """
 
 
-class JoinableQueue(_Iterable, _Ends, _native.JoinableQueue):
+class JoinableQueue(_Iterable, _Ends[_T], _native.JoinableQueue):
     """A `Queue` whose items are marked done.
 
     An item stays in its consumer's hands until `task_done`. If the consumer dies before that, the item is delivered to
@@ -148,8 +147,8 @@ class JoinableQueue(_Iterable, _Ends, _native.JoinableQueue):
     """
 
 
-class SimpleQueue(_Ends, _native.Queue):
+class SimpleQueue(_Ends[_T], _native.Queue):
     """A queue with `put`, `get`, `empty` and `close`, never full."""
 
     def __init__(self, *, ctx: object = None) -> None:
-        super().__init__(0)
+        super().__init__(0, ctx=ctx)
