@@ -61,7 +61,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def main(args: argparse.Namespace) -> int:
     """Run the demonstration; 0 when everything was as it should be."""
-    method = args.start_method or procession.get_start_method()
+    method = str(args.start_method or procession.get_start_method())
     limits = procession.cpu_limits()
     _say(f"procession {procession.__version__} on Python {platform.python_version()}, Linux {platform.release()}")
     _say(f"{limits.cpus} CPUs (decided by: {limits.decided_by.name}), start method {method}")
