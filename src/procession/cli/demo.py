@@ -101,7 +101,7 @@ def tutorial_directory() -> Path:
     for directory in (package / "_examples" / "tutorial", package.parents[1] / "examples" / "tutorial"):
         if (directory / "1_cpu_count.py").is_file():
             return directory
-    raise WrongError(f"the tutorial's programs are not installed (looked in {package / '_tutorial'})")
+    raise WrongError(f"the tutorial's programs are not installed (looked in {package / '_examples'})")
 
 
 def _program(name: str, check: Callable[[list[str]], str], method: str) -> None:
