@@ -12,7 +12,7 @@ Each rival is used as well as its API allows:
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import importlib
 import os
 import pickle
@@ -290,7 +290,7 @@ def scenarios() -> list[Scenario]:
         row(
             "queue-date",
             "Queue 1->1, (1, 'abc', {'k': a date}), which only pickle can carry",
-            (1, "abc", {"k": datetime.date(2026, 11, 22)}),
+            (1, "abc", {"k": dt.date(2026, 11, 22)}),
             (Target(MP, 7, 10), Target(CLOUDTOID, 1, 1.5)),
         ),
         # At most 4,000 messages: whatever of these 400 MB waits in an unbounded queue has to fit into memory.
