@@ -36,7 +36,8 @@ class Bell:
         self._fds: list[int] = []
         self._index = -1
         self._waiting: set[asyncio.Future[None]] = set()
-        weakref.finalize(self, _close, self._fds)
+        # Not at exit: threads of the pool still poll then.
+        weakref.finalize(self, _close, self._fds).atexit = False
 
     def _open(self) -> None:
         if self._pid == os.getpid():
@@ -105,9 +106,15 @@ class Reader:
     def __init__(self, queue: Any, bell: Bell) -> None:
         self._queue = weakref.ref(queue)
         self._bell = bell
-        self.closed = False
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        queue = self._queue()
+        return self._closed or queue is None or queue._closed
 
     def fileno(self) -> int:
+        self._target()
         return self._bell.fileno()
 
     def poll(self, timeout: float | None = 0.0) -> bool:
@@ -121,14 +128,13 @@ class Reader:
         return self._target().get()
 
     def close(self) -> None:
-        self.closed = True
+        self._closed = True
         self._bell.close()
 
     def _target(self) -> Any:
-        queue = self._queue()
-        if queue is None or self.closed:
+        if self.closed:
             raise OSError("handle is closed")
-        return queue
+        return self._queue()
 
 
 class Writer:
@@ -136,7 +142,12 @@ class Writer:
 
     def __init__(self, queue: Any) -> None:
         self._queue = weakref.ref(queue)
-        self.closed = False
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        queue = self._queue()
+        return self._closed or queue is None or queue._closed
 
     def send(self, obj: Any) -> None:
         queue = self._queue()
@@ -145,4 +156,4 @@ class Writer:
         queue.put(obj)
 
     def close(self) -> None:
-        self.closed = True
+        self._closed = True
