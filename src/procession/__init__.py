@@ -27,20 +27,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from procession import (
-        connection,
-        context,
-        dummy,
-        managers,
-        pool,
-        process,
-        queues,
-        reduction,
-        shared_memory,
-        sharedctypes,
-        synchronize,
-        util,
-    )
     from procession._errors import (
         ArenaFullError,
         ForeignHandleError,

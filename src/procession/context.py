@@ -25,6 +25,7 @@ from multiprocessing.util import Finalize as _Finalize
 
 from procession import _native
 from procession._proc.process import ForkProcess, ForkServerProcess, Process, SpawnProcess
+from procession._wire import codec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,6 +60,13 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Private names that programs poke at, and names of later Pythons.
     return getattr(_std, name)
+
+
+def _for_queues(context: Any) -> Any:
+    """Have queues send what is defined in ``__main__`` by value, if this context's children cannot import it."""
+    if context._name != "fork" and not codec.main_is_importable():
+        _native.set_main_by_value(True)
+    return context
 
 
 class Factories(BaseContext):
@@ -118,19 +126,19 @@ class Factories(BaseContext):
         """Return a queue; `maxsize` items at most, 0 for no limit."""
         from procession._wire.queues import Queue
 
-        return Queue(maxsize, ctx=self.get_context())
+        return Queue(maxsize, ctx=_for_queues(self.get_context()))
 
     def JoinableQueue(self, maxsize: int = 0) -> queues.JoinableQueue[Any]:
         """Return a queue with `task_done()` and `join()`."""
         from procession._wire.queues import JoinableQueue
 
-        return JoinableQueue(maxsize, ctx=self.get_context())
+        return JoinableQueue(maxsize, ctx=_for_queues(self.get_context()))
 
     def SimpleQueue(self) -> queues.SimpleQueue[Any]:
         """Return a queue with `put()`, `get()`, `empty()` and `close()` alone."""
         from procession._wire.queues import SimpleQueue
 
-        return SimpleQueue(ctx=self.get_context())
+        return SimpleQueue(ctx=_for_queues(self.get_context()))
 
     def Pool(
         self,
@@ -216,7 +224,7 @@ _concrete_contexts: dict[str, Any] = {
     "spawn": SpawnContext(),
     "forkserver": ForkServerContext(),
 }
-_default_context = DefaultContext(None)
+_default_context: DefaultContext = DefaultContext(None)  # type: ignore[arg-type]
 
 # The lowest priority: after everything multiprocessing does when the main process ends, joining children included.
 # A child ends by Process._bootstrap, and a Finalize is only run by the process that made it.

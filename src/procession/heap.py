@@ -2,8 +2,8 @@
 
 import sys
 from multiprocessing import heap as _std
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from multiprocessing.heap import *  # noqa: F403
 

@@ -15,10 +15,13 @@ from multiprocessing import pool as _std_pool
 from multiprocessing import queues as _std_queues
 from multiprocessing import synchronize as _std_synchronize
 from types import ModuleType
-from typing import Any
 
 from procession import context, pool, queues, synchronize
 from procession._proc.popen import on_arrival
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["install"]
 
@@ -62,7 +65,11 @@ class _QueueAlias(type):
     @classmethod
     def make(cls, ours: type, std: type) -> _QueueAlias:
         """Return an alias that stands for both classes and makes the first."""
+        # The standard library's own code says Queue.__init__(self, ...) and means its own.
         namespace = {
+            name: vars(std)[name] for name in ("__init__", "__getstate__", "__setstate__") if name in vars(std)
+        }
+        namespace |= {
             "__doc__": ours.__doc__,
             "__module__": std.__module__,
             "__qualname__": std.__qualname__,
@@ -75,7 +82,7 @@ class _QueueAlias(type):
         return cls.ours(*args, **options)
 
     def __getattr__(cls, name: str) -> Any:
-        return getattr(cls.ours, name)
+        return getattr(cls.ours, name) if hasattr(cls.ours, name) else getattr(cls.std, name)
 
     def __instancecheck__(cls, instance: object) -> bool:
         return isinstance(instance, (cls.ours, cls.std))
@@ -129,7 +136,7 @@ def _replace(module: ModuleType, new: dict[int, Any]) -> None:
 def _adopt_contexts() -> None:
     """Make the standard library's table of contexts and its default context give ours."""
     _std_context._concrete_contexts.update(context._concrete_contexts)  # type: ignore[attr-defined]
-    default: Any = _std_context._default_context  # type: ignore[attr-defined]
+    default: Any = _std_context._default_context
     # It goes on keeping the start method, for both: see procession.context.
     for attribute in ("_default_context", "_actual_context"):
         kept = getattr(default, attribute)

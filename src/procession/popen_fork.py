@@ -2,8 +2,8 @@
 
 import sys
 from multiprocessing import popen_fork as _std
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from multiprocessing.popen_fork import *  # noqa: F403
 

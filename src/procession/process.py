@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from multiprocessing import process as _std
 from multiprocessing.process import BaseProcess, active_children, current_process, parent_process
-from typing import Any
 
 from procession._proc.process import ForkProcess, ForkServerProcess, Process, SpawnProcess
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "BaseProcess",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from multiprocessing import queues as _std
 from queue import Empty, Full
-from typing import Any
 
 from procession._errors import ShutDown
 from procession._wire.queues import JoinableQueue, Queue, SimpleQueue
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["Empty", "Full", "JoinableQueue", "Queue", "ShutDown", "SimpleQueue"]
 

@@ -2,8 +2,8 @@
 
 import sys
 from multiprocessing import resource_sharer as _std
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from multiprocessing.resource_sharer import *  # noqa: F403
 

@@ -2,8 +2,8 @@
 
 import sys
 from multiprocessing import resource_tracker as _std
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from multiprocessing.resource_tracker import *  # noqa: F403
 

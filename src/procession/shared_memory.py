@@ -2,8 +2,8 @@
 
 import sys
 from multiprocessing import shared_memory as _std
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from multiprocessing.shared_memory import *  # noqa: F403
 

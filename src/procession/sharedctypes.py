@@ -2,8 +2,8 @@
 
 import sys
 from multiprocessing import sharedctypes as _std
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import *  # noqa: F403
 

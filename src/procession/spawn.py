@@ -2,8 +2,8 @@
 
 import sys
 from multiprocessing import spawn as _std
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from multiprocessing.spawn import *  # noqa: F403
 

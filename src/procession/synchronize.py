@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from multiprocessing import synchronize as _std
-from typing import Any
 
 from procession._sync import Barrier, BoundedSemaphore, Condition, Event, Lock, RLock, Semaphore
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"]
 

@@ -2,8 +2,8 @@
 
 import sys
 from multiprocessing import util as _std
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from multiprocessing.util import *  # noqa: F403
 

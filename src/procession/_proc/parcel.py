@@ -19,16 +19,18 @@ from __future__ import annotations
 import operator
 import sys
 from multiprocessing import reduction, spawn
-from typing import TYPE_CHECKING, Any
 
 from procession import _native
 from procession._proc.popen import Reaper, arrival_hooks, on_arrival
 from procession._wire import codec
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 __all__ = ["Parcel", "Sender", "arrive"]
+
 
 def arrive(name: str, arena: Any, missing_main: str | None, hooks: list[Callable[[], object]]) -> str:
     """Make a spawned child a member of its parent's family; called by unpickling a `_Name`.

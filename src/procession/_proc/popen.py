@@ -6,12 +6,13 @@ A forked child inherits the arena; how a spawned one gets it is told in `process
 from __future__ import annotations
 
 from multiprocessing import popen_fork
-from typing import TYPE_CHECKING, Any
 
 from procession import _native
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 __all__ = ["ForkPopen", "Reaper", "arrival_hooks", "launch", "on_arrival"]
 

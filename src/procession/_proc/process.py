@@ -9,15 +9,16 @@ from __future__ import annotations
 import functools
 import os
 from multiprocessing import context as _context
-from typing import TYPE_CHECKING, Any
 
 from procession import _native
 from procession._proc import popen as _popen
 from procession._proc.results import Mailbox
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+    from typing import Any
 
     from typing_extensions import Self
 
@@ -160,10 +161,10 @@ class Process(WithResult, _context.Process):
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:
-        return _popen.launch(_context._default_context.get_start_method(), process_obj)  # type: ignore[attr-defined]
+        return _popen.launch(_context._default_context.get_start_method(), process_obj)
 
 
-class ForkProcess(WithResult, _context.ForkProcess):
+class ForkProcess(WithResult, _context.ForkProcess):  # type: ignore[misc]
     """A process started by fork."""
 
     @staticmethod
@@ -171,7 +172,7 @@ class ForkProcess(WithResult, _context.ForkProcess):
         return _popen.launch("fork", process_obj)
 
 
-class SpawnProcess(WithResult, _context.SpawnProcess):
+class SpawnProcess(WithResult, _context.SpawnProcess):  # type: ignore[misc]
     """A process started as a fresh interpreter."""
 
     @staticmethod
@@ -179,7 +180,7 @@ class SpawnProcess(WithResult, _context.SpawnProcess):
         return _popen.launch("spawn", process_obj)
 
 
-class ForkServerProcess(WithResult, _context.ForkServerProcess):
+class ForkServerProcess(WithResult, _context.ForkServerProcess):  # type: ignore[misc]
     """A process forked by the fork server."""
 
     @staticmethod

@@ -12,19 +12,20 @@ leaves the mailbox empty: the parent then has the exit status to report.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-import traceback
 from multiprocessing.context import TimeoutError as _TimeoutError
-from typing import TYPE_CHECKING, Any
 
 from procession._errors import ProcessDiedError, RemoteError, RemoteTraceback
 from procession._wire import codec
 from procession._wire.queues import Queue
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 __all__ = ["Mailbox", "Outcome"]
 
@@ -102,10 +103,8 @@ class Mailbox:
             self._queue.put(message)
         except Exception as error:
             # Most likely no room for the value; there is for a line of text. If not, the parent learns of the exit.
-            try:
+            with contextlib.suppress(Exception):
                 self._queue.put(_pack_failure("the result does not fit into the arena", error))
-            except Exception:  # noqa: S110
-                pass
 
     # -- the parent's side
 
@@ -194,6 +193,8 @@ def _pack_error(error: BaseException, skip_frames: int) -> tuple[Any, ...]:
 
 
 def _format(error: BaseException, trace: Any = None) -> str:
+    import traceback  # here: 4 ms that only a failure costs
+
     return "".join(traceback.format_exception(type(error), error, trace or error.__traceback__))
 
 
@@ -217,10 +218,10 @@ def _unpack(message: tuple[Any, ...] | None, name: str, popen: Any) -> Outcome:
             remote.__cause__ = error
             return Outcome(error=remote)
     data, type_name, text, formatted = rest
-    error: BaseException
+    raised: BaseException
     try:
-        error = RemoteError(type_name, text, formatted) if data is None else codec.loads(data)
+        raised = RemoteError(type_name, text, formatted) if data is None else codec.loads(data)
     except Exception:
-        error = RemoteError(type_name, text, formatted)
-    error.__cause__ = RemoteTraceback(formatted)
-    return Outcome(error=error)
+        raised = RemoteError(type_name, text, formatted)
+    raised.__cause__ = RemoteTraceback(formatted)
+    return Outcome(error=raised)

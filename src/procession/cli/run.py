@@ -33,7 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "processes too.",
         usage="procession run [-h] [-m] SCRIPT [ARGS ...]",
     )
-    parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is the name of a module, as in python -m")
+    parser.add_argument(
+        "-m", dest="module", action="store_true", help="SCRIPT is the name of a module, as in python -m"
+    )
     parser.add_argument("script", metavar="SCRIPT", help="a Python file, a directory or zip file with a __main__.py")
     parser.add_argument("args", metavar="ARGS", nargs=argparse.REMAINDER, help="the program's own arguments")
 
@@ -90,10 +92,12 @@ def _run_script(script: str) -> None:
         with open(script, "rb"):
             pass
     except OSError as error:
-        print(f"{sys.executable}: can't open file {os.path.abspath(script)!r}: {error}", file=sys.stderr)
+        reason = f"[Errno {error.errno}] {error.strerror}"
+        print(f"{sys.executable}: can't open file {os.path.join(os.getcwd(), script)!r}: {reason}", file=sys.stderr)
         raise SystemExit(2) from None
     _set_first_path(os.path.dirname(os.path.realpath(script)))
-    script = os.path.abspath(script)  # as the interpreter makes __file__; sys.argv[0] stays as it was given
+    # As the interpreter makes __file__: absolute, not normalised. sys.argv[0] stays as it was given.
+    script = os.path.join(os.getcwd(), script)
     main = _new_main()
     loader: Any
     if script.endswith(".pyc"):

@@ -3,8 +3,8 @@
 import sys
 from multiprocessing import dummy as _std
 from multiprocessing.dummy import connection as _connection
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from multiprocessing.dummy import *  # noqa: F403
 
