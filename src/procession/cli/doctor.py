@@ -17,6 +17,7 @@ import time
 from dataclasses import asdict, dataclass, field
 
 import procession
+from procession._proc.limit_report import format_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -365,7 +366,10 @@ def _primitives() -> list[Finding]:
 
 def _arena() -> list[Finding]:
     memory = procession.memory()
-    shown = ", ".join(f"{name} {value:,}" for name, value in memory.items())
+    sizes = ("used", "limit", "reserved", "capacity")
+    shown = ", ".join(
+        f"{name} {format_bytes(value) if name in sizes else f'{value:,}'}" for name, value in memory.items()
+    )
     return [Finding("", "arena", shown, data=dict(memory))]
 
 
