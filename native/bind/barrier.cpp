@@ -86,7 +86,8 @@ PyObject* n_waiting(PyObject* self, void*) noexcept {
   return check_handle(handle(self)) ? PyLong_FromUnsignedLong(ops(self).waiting(state(self))) : nullptr;
 }
 PyObject* broken(PyObject* self, void*) noexcept {
-  return check_handle(handle(self)) ? PyBool_FromLong(state(self).broken.load(std::memory_order_acquire) != 0) : nullptr;
+  return check_handle(handle(self)) ? PyBool_FromLong(state(self).broken.load(std::memory_order_acquire) != 0)
+                                    : nullptr;
 }
 
 int init(PyObject* self, PyObject* args, PyObject* kwargs) noexcept {

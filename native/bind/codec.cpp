@@ -211,7 +211,7 @@ class CompactReader {
 // --- pickle -------------------------------------------------------------------------------------------------------------
 //
 // What ForkingPickler.dumps does (the reducers that multiprocessing and torch register apply), without its Python class and
-// its ChainMap: one C pickler with a plain dict as its dispatch table is kept and used again. `Sink` is its file.
+// its ChainMap: one C pickler is kept and used again. `Sink` is its file, `Reducers` its dispatch table.
 
 struct Sink {
   PyObject ob_base;
@@ -256,13 +256,43 @@ PyTypeObject make_sink_type() noexcept {
 }
 PyTypeObject sink_type = make_sink_type();
 
+struct Names {
+  PyObject *pickler_type, *loads, *copyreg_table, *extra_reducers;
+};
+Names names{};
+
+/// What the pickler asks for a type's reducer: multiprocessing's table, then copyreg's, as they are at that moment (torch
+/// and others register, and replace, while the program runs).
+PyObject* reducer_of(PyObject*, PyObject* type) noexcept {
+  for (PyObject* table : {names.extra_reducers, names.copyreg_table}) {
+    PyObject* found = PyDict_GetItemWithError(table, type);
+    if (found != nullptr) return Py_NewRef(found);
+    if (PyErr_Occurred()) return nullptr;
+  }
+  PyErr_SetObject(PyExc_KeyError, type);
+  return nullptr;
+}
+
+PyMappingMethods reducers_mapping{nullptr, reducer_of, nullptr};
+
+PyTypeObject make_reducers_type() noexcept {
+  PyTypeObject t{};
+  t.ob_base.ob_base.ob_refcnt = 1;
+  t.tp_name = "procession._native._Reducers";
+  t.tp_basicsize = sizeof(PyObject);
+  t.tp_dealloc = [](PyObject* self) { PyObject_Free(self); };
+  t.tp_as_mapping = &reducers_mapping;
+  t.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION;
+  return t;
+}
+PyTypeObject reducers_type = make_reducers_type();
+
 /// A pickler with its file and table. One is kept; a nested dump (a reducer that puts into a queue) makes another.
 struct Pickler {
   PyObject* pickler = nullptr;
   PyObject* dump = nullptr;
   PyObject* clear_memo = nullptr;
   PyObject* sink = nullptr;
-  Py_ssize_t version = -1;  ///< sizes of the two tables of reducers when this one's was made
 
   void destroy() noexcept {
     Py_CLEAR(pickler);
@@ -273,11 +303,6 @@ struct Pickler {
 };
 Pickler spare;
 
-struct Names {
-  PyObject *pickler_type, *loads, *copyreg_table, *extra_reducers;
-};
-Names names{};
-
 PyObject* import_from(const char* module, const char* name) noexcept {
   PyObject* m = PyImport_ImportModule(module);
   PyObject* r = m == nullptr ? nullptr : PyObject_GetAttrString(m, name);
@@ -287,7 +312,7 @@ PyObject* import_from(const char* module, const char* name) noexcept {
 
 bool find_names() noexcept {
   if (names.extra_reducers != nullptr) return true;
-  if (PyType_Ready(&sink_type) != 0) return false;
+  if (PyType_Ready(&sink_type) != 0 || PyType_Ready(&reducers_type) != 0) return false;
   names.pickler_type = import_from("_pickle", "Pickler");
   names.loads = import_from("_pickle", "loads");
   names.copyreg_table = import_from("copyreg", "dispatch_table");
@@ -297,7 +322,8 @@ bool find_names() noexcept {
   Py_XDECREF(connection);
   PyObject* extra = forking == nullptr ? nullptr : PyObject_GetAttrString(forking, "_extra_reducers");
   Py_XDECREF(forking);
-  if (names.pickler_type == nullptr || names.loads == nullptr || names.copyreg_table == nullptr || extra == nullptr) return false;
+  if (names.pickler_type == nullptr || names.loads == nullptr || names.copyreg_table == nullptr || extra == nullptr)
+    return false;
   names.extra_reducers = extra;
   return true;
 }
@@ -307,10 +333,8 @@ bool make_pickler(Pickler& p) noexcept {
   if (p.sink == nullptr) return false;
   reinterpret_cast<Sink*>(p.sink)->first = reinterpret_cast<Sink*>(p.sink)->others = nullptr;
   p.pickler = PyObject_CallFunction(names.pickler_type, "Oi", p.sink, -1);
-  PyObject* table = p.pickler == nullptr ? nullptr : PyDict_Copy(names.copyreg_table);
-  p.version = PyDict_Size(names.copyreg_table) * 100'000 + PyDict_Size(names.extra_reducers);
-  const bool ok = table != nullptr && PyDict_Update(table, names.extra_reducers) == 0 &&
-                  PyObject_SetAttrString(p.pickler, "dispatch_table", table) == 0 &&
+  PyObject* table = p.pickler == nullptr ? nullptr : PyObject_New(PyObject, &reducers_type);
+  const bool ok = table != nullptr && PyObject_SetAttrString(p.pickler, "dispatch_table", table) == 0 &&
                   (p.dump = PyObject_GetAttrString(p.pickler, "dump")) != nullptr &&
                   (p.clear_memo = PyObject_GetAttrString(p.pickler, "clear_memo")) != nullptr;
   Py_XDECREF(table);
@@ -322,7 +346,6 @@ PyObject* plain_pickle(PyObject* value) noexcept {
   if (!find_names()) return nullptr;
   Pickler p = spare;
   spare = Pickler{};
-  if (p.pickler != nullptr && p.version != PyDict_Size(names.copyreg_table) * 100'000 + PyDict_Size(names.extra_reducers)) p.destroy();
   if (p.pickler == nullptr && !make_pickler(p)) {
     p.destroy();
     return nullptr;
@@ -375,7 +398,8 @@ bool Encoded::pickle(PyObject* value) noexcept {
   // Lambdas, closures, what lives in __main__ only; or the error, with a note that says which part is at fault.
   PyObject* dumps = import_from("procession._wire.codec", "dumps");
   PyObject* args = dumps == nullptr ? nullptr : PyTuple_Pack(1, value);
-  PyObject* kwargs = args == nullptr ? nullptr : Py_BuildValue("{s:O}", "main_by_value", main_by_value ? Py_True : Py_False);
+  PyObject* kwargs =
+      args == nullptr ? nullptr : Py_BuildValue("{s:O}", "main_by_value", main_by_value ? Py_True : Py_False);
   PyObject* bytes = kwargs == nullptr ? nullptr : PyObject_Call(dumps, args, kwargs);
   Py_XDECREF(dumps);
   Py_XDECREF(args);
@@ -416,7 +440,8 @@ PyObject* decode(u8 coding, const void* data, u64 len, PyObject* whole) noexcept
       return whole != nullptr ? Py_NewRef(whole) : PyBytes_FromStringAndSize(p, static_cast<Py_ssize_t>(len));
     case Coding::kPickle: {
       if (!find_names()) return nullptr;
-      PyObject* bytes = whole != nullptr ? Py_NewRef(whole) : PyBytes_FromStringAndSize(p, static_cast<Py_ssize_t>(len));
+      PyObject* bytes =
+          whole != nullptr ? Py_NewRef(whole) : PyBytes_FromStringAndSize(p, static_cast<Py_ssize_t>(len));
       PyObject* r = bytes == nullptr ? nullptr : PyObject_CallOneArg(names.loads, bytes);
       Py_XDECREF(bytes);
       return r;

@@ -71,7 +71,8 @@ int init(PyObject* self, PyObject* args, PyObject* kwargs) noexcept {
 
 PyMethodDef methods[] = {
     {"join", join, METH_NOARGS, "Take a place in the line."},
-    {"wait", wait, METH_VARARGS, "wait(place, timeout=None) -> bool: wait to be notified; leaves the line in any case."},
+    {"wait", wait, METH_VARARGS,
+     "wait(place, timeout=None) -> bool: wait to be notified; leaves the line in any case."},
     {"notify", notify, METH_O, "Wake the n that have waited longest; returns how many there were."},
     {"waiting", waiting, METH_NOARGS, "How many wait."},
     {"__reduce__", handle_reduce, METH_NOARGS, nullptr},

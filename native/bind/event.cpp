@@ -47,7 +47,9 @@ PyObject* wait(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject
 }
 
 PyObject* repr(PyObject* self) noexcept {
-  const char* set_status = handle(self)->object == nullptr ? "uninitialised" : EventOps::is_set(state(self)) ? "set" : "unset";
+  const char* set_status = handle(self)->object == nullptr ? "uninitialised"
+                           : EventOps::is_set(state(self)) ? "set"
+                                                           : "unset";
   const char* dot = std::strrchr(Py_TYPE(self)->tp_name, '.');
   return PyUnicode_FromFormat("<%s at %p %s>", dot == nullptr ? Py_TYPE(self)->tp_name : dot + 1, self, set_status);
 }
@@ -64,7 +66,8 @@ PyMethodDef methods[] = {
     {"set", set, METH_NOARGS, "Set the event and wake everybody who waits for it. Never blocks, whoever died."},
     {"clear", clear, METH_NOARGS, "Unset the event."},
     {"wait", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(wait)), METH_FASTCALL | METH_KEYWORDS,
-     "wait(timeout=None) -> bool\n\nWait until the event is set; False when `timeout` seconds (monotonic clock) were over first."},
+     "wait(timeout=None) -> bool\n\nWait until the event is set; False when `timeout` seconds (monotonic clock) were "
+     "over first."},
     {"__reduce__", handle_reduce, METH_NOARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };

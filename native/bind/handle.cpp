@@ -10,7 +10,7 @@ namespace {
 View* views = nullptr;      // the current one first
 Handle* handles = nullptr;  // guarded by handles_mutex: fork may come from a thread without the GIL
 pthread_mutex_t handles_mutex = PTHREAD_MUTEX_INITIALIZER;
-u64 limit_bytes = 0;        // 0: find out
+u64 limit_bytes = 0;  // 0: find out
 u64 size_bytes = Arena::kDefaultSize;
 thread_local PyObject* collector = nullptr;  // a list that keeps pickled handles alive, see handle_collector()
 
@@ -159,11 +159,12 @@ PyObject* raise_no_memory(const View* v, u64 bytes) noexcept {
   PyObject* c = error_class("ArenaFullError");
   if (c == nullptr) return nullptr;
   const Header& h = v->arena.header();
-  PyErr_Format(c,
-               "the arena is full: %llu bytes more were asked for, %llu of %llu are in use. Take items out of queues, or "
-               "raise the limit (PROCESSION_ARENA_SIZE, the container's memory limit).",
-               static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(h.used.load(std::memory_order_relaxed)),
-               static_cast<unsigned long long>(h.limit));
+  PyErr_Format(
+      c,
+      "the arena is full: %llu bytes more were asked for, %llu of %llu are in use. Take items out of queues, or "
+      "raise the limit (PROCESSION_ARENA_SIZE, the container's memory limit).",
+      static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(h.used.load(std::memory_order_relaxed)),
+      static_cast<unsigned long long>(h.limit));
   Py_DECREF(c);
   return nullptr;
 }
@@ -248,7 +249,8 @@ PyObject* handle_reduce(PyObject* self, PyObject*) noexcept {
   }
   if (state == nullptr) state = Py_NewRef(Py_None);
   const u32 block = h->object->block;
-  return Py_BuildValue("O(OKII)N", rebuild_function, Py_TYPE(self), static_cast<unsigned long long>(h->view->arena.id()), block,
+  return Py_BuildValue("O(OKII)N", rebuild_function, Py_TYPE(self),
+                       static_cast<unsigned long long>(h->view->arena.id()), block,
                        h->view->arena.block(block).gen.load(std::memory_order_relaxed), state);
 }
 
@@ -269,10 +271,11 @@ PyObject* rebuild(PyObject*, PyObject* args) noexcept {
   if (!PyArg_ParseTuple(args, "O!KII", &PyType_Type, &type, &id, &block, &gen)) return nullptr;
   View* v = find_view(id);
   if (v == nullptr) {
-    return raise_handle("ForeignHandleError", type, block,
-                        "this handle comes from another family of processes, whose shared memory is not mapped here. Pass it "
-                        "to children as an argument, through a Queue or a Pipe of the same program; it cannot go to a "
-                        "process that was started by other means, nor to a file.");
+    return raise_handle(
+        "ForeignHandleError", type, block,
+        "this handle comes from another family of processes, whose shared memory is not mapped here. Pass it "
+        "to children as an argument, through a Queue or a Pipe of the same program; it cannot go to a "
+        "process that was started by other means, nor to a file.");
   }
   const Header& header = v->arena.header();
   if (block == 0 || block >= header.nblocks.load(std::memory_order_acquire) ||
@@ -283,7 +286,17 @@ PyObject* rebuild(PyObject*, PyObject* args) noexcept {
                         "until this handle has been unpickled.");
   }
   Object& object = v->arena.at<Object>(block);
-  PyObject* self = type->tp_alloc(type, 0);
+  // The native base's tp_new: a subclass's own __new__ may want arguments, and is not for unpickling.
+  PyTypeObject* native = type;
+  while (native != nullptr && (native->tp_flags & Py_TPFLAGS_HEAPTYPE) && native->tp_dealloc != handle_dealloc)
+    native = native->tp_base;
+  PyObject* none = native == nullptr || native->tp_dealloc != handle_dealloc ? nullptr : PyTuple_New(0);
+  if (none == nullptr) {
+    if (!PyErr_Occurred()) PyErr_Format(PyExc_TypeError, "%s is no class of procession", type->tp_name);
+    return nullptr;
+  }
+  PyObject* self = native->tp_new(type, none, nullptr);
+  Py_DECREF(none);
   if (self == nullptr) return nullptr;
   Handle* h = reinterpret_cast<Handle*>(self);
   h->view = v;
@@ -306,14 +319,16 @@ PyObject* rebuild(PyObject*, PyObject* args) noexcept {
 
 PyObject* object_name(const Handle* h) noexcept {
   const char* dot = std::strrchr(Py_TYPE(h)->tp_name, '.');
-  return PyUnicode_FromFormat("%s-%u", dot == nullptr ? Py_TYPE(h)->tp_name : dot + 1, h->object == nullptr ? 0 : h->object->block);
+  return PyUnicode_FromFormat("%s-%u", dot == nullptr ? Py_TYPE(h)->tp_name : dot + 1,
+                              h->object == nullptr ? 0 : h->object->block);
 }
 
 PyObject* describe_tag(const View* v, Tag tag) noexcept {
   const u32 i = slot_index(tag);
   if (i == 0 || i >= v->arena.header().slots) return PyUnicode_FromString("an unknown process");
   const Slot& s = v->arena.slots()[i];
-  if (Slot::gen_of(s.word.load(std::memory_order_acquire)) != slot_gen(tag)) return PyUnicode_FromString("a process that has ended");
+  if (Slot::gen_of(s.word.load(std::memory_order_acquire)) != slot_gen(tag))
+    return PyUnicode_FromString("a process that has ended");
   const int pid = s.pid.load(std::memory_order_relaxed);
   char name[sizeof s.name];
   std::memcpy(name, s.name, sizeof name - 1);
@@ -339,7 +354,8 @@ bool parse_timeout(PyObject* timeout, i64* deadline) noexcept {
   return true;
 }
 
-bool parse_wait(PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames, const char* function, i64* deadline) noexcept {
+bool parse_wait(PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames, const char* function,
+                i64* deadline) noexcept {
   *deadline = kForever;
   PyObject* block = nullptr;
   PyObject* timeout = nullptr;
@@ -356,8 +372,10 @@ bool parse_wait(PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames, cons
                     : PyUnicode_CompareWithASCIIString(key, "timeout") == 0 ? &timeout
                                                                             : nullptr;
     if (to == nullptr || *to != nullptr) {
-      PyErr_Format(PyExc_TypeError, to == nullptr ? "%s() got an unexpected keyword argument '%U'" : "%s() got multiple values for argument '%U'",
-                   function, key);
+      PyErr_Format(
+          PyExc_TypeError,
+          to == nullptr ? "%s() got an unexpected keyword argument '%U'" : "%s() got multiple values for argument '%U'",
+          function, key);
       return false;
     }
     *to = args[nargs + i];
@@ -396,7 +414,8 @@ PyObject* attach(PyObject*, PyObject* arg) noexcept {
   if (fd == -1 && PyErr_Occurred()) return nullptr;
   struct stat theirs, ours;
   for (View* v = views; v != nullptr; v = v->next) {
-    if (fstat(fd, &theirs) == 0 && fstat(v->arena.fd(), &ours) == 0 && theirs.st_ino == ours.st_ino && theirs.st_dev == ours.st_dev) {
+    if (fstat(fd, &theirs) == 0 && fstat(v->arena.fd(), &ours) == 0 && theirs.st_ino == ours.st_ino &&
+        theirs.st_dev == ours.st_dev) {
       if (fd != v->arena.fd()) close(fd);
       Py_RETURN_NONE;
     }
@@ -436,7 +455,8 @@ PyObject* record_exit(PyObject*, PyObject* args) noexcept {
     s.exit_code.store(code, std::memory_order_relaxed);
     s.exit_known.store(1, std::memory_order_release);
     // A crash: what it held is wanted by others, and their slices would find it one by one. A clean exit can wait.
-    const bool crashed = v->arena.fate(make_tag(Slot::gen_of(s.word.load(std::memory_order_acquire)), i), true) == Owner::kDied;
+    const bool crashed =
+        v->arena.fate(make_tag(Slot::gen_of(s.word.load(std::memory_order_acquire)), i), true) == Owner::kDied;
     v->arena.header().departures.fetch_add(1, std::memory_order_relaxed);
     if (crashed) v->arena.collect(v->me, waiter);
   }
@@ -465,7 +485,8 @@ PyObject* handle_collector(PyObject*, PyObject* arg) noexcept {
 
 PyObject* memory(PyObject*, PyObject*) noexcept {
   if (views == nullptr) {
-    return Py_BuildValue("{s:i,s:i,s:i,s:i,s:i,s:i}", "used", 0, "limit", 0, "reserved", 0, "blocks", 0, "objects", 0, "processes", 0);
+    return Py_BuildValue("{s:i,s:i,s:i,s:i,s:i,s:i}", "used", 0, "limit", 0, "reserved", 0, "blocks", 0, "objects", 0,
+                         "processes", 0);
   }
   Arena& a = views->arena;
   Header& h = a.header();
@@ -475,9 +496,11 @@ PyObject* memory(PyObject*, PyObject*) noexcept {
     used += owner != 0;
     objects += owner == kOwnedByHolders;
   }
-  for (u32 i = 1; i < h.slot_end.load(std::memory_order_relaxed); ++i) processes += a.slots()[i].state() == SlotState::kLive;
-  return Py_BuildValue("{s:K,s:K,s:K,s:I,s:I,s:I}", "used", static_cast<unsigned long long>(h.used.load(std::memory_order_relaxed)),
-                       "limit", static_cast<unsigned long long>(h.limit), "reserved", static_cast<unsigned long long>(h.size),
+  for (u32 i = 1; i < h.slot_end.load(std::memory_order_relaxed); ++i)
+    processes += a.slots()[i].state() == SlotState::kLive;
+  return Py_BuildValue("{s:K,s:K,s:K,s:I,s:I,s:I}", "used",
+                       static_cast<unsigned long long>(h.used.load(std::memory_order_relaxed)), "limit",
+                       static_cast<unsigned long long>(h.limit), "reserved", static_cast<unsigned long long>(h.size),
                        "blocks", used, "objects", objects, "processes", processes);
 }
 
@@ -493,26 +516,37 @@ PyMethodDef functions[] = {
     {"has_arena", has_arena, METH_NOARGS, "Whether this process has an arena."},
     {"attach", attach, METH_O, "Map the arena behind a file descriptor, which now belongs to the extension."},
     {"set_process_name", set_process_name, METH_O, "Name this process in the process table."},
-    {"process_exiting", process_exiting, METH_NOARGS, "This process ends in good order: its locks stay held, as in the standard library."},
+    {"process_exiting", process_exiting, METH_NOARGS,
+     "This process ends in good order: its locks stay held, as in the standard library."},
     {"record_exit", record_exit, METH_VARARGS, "record_exit(pid, exitcode): a child has been reaped."},
     {"collect", collect, METH_NOARGS, "Give back what departed processes left; returns how many."},
-    {"handle_collector", handle_collector, METH_O, "Keep handles that this thread pickles alive in a list (None: pin them)."},
+    {"handle_collector", handle_collector, METH_O,
+     "Keep handles that this thread pickles alive in a list (None: pin them)."},
     {"memory", memory, METH_NOARGS, "What the arena holds."},
-    {"_set_slices", set_slices, METH_O, "Tests: with False, sleeps are not cut into slices, so that a lost wake-up hangs."},
+    {"_set_slices", set_slices, METH_O,
+     "Tests: with False, sleeps are not cut into slices, so that a lost wake-up hangs."},
     {"_rebuild", rebuild, METH_VARARGS, "Unpickle a handle."},
     {nullptr, nullptr, 0, nullptr},
 };
 
 int exec_module(PyObject* module) noexcept {
   rebuild_function = PyObject_GetAttrString(module, "_rebuild");
-  const bool ok = rebuild_function != nullptr && add_lock_types(module) && add_semaphore_types(module) && add_event_type(module) &&
-                  add_condition_type(module) && add_barrier_type(module) && add_queue_types(module);
+  const bool ok = rebuild_function != nullptr && add_lock_types(module) && add_semaphore_types(module) &&
+                  add_event_type(module) && add_condition_type(module) && add_barrier_type(module) &&
+                  add_queue_types(module);
   return ok ? 0 : -1;
 }
 
 PyModuleDef module_definition = {
-    PyModuleDef_HEAD_INIT, "procession._native", "The parts of procession that live in shared memory.", -1, functions,
-    nullptr, nullptr, nullptr, nullptr,
+    PyModuleDef_HEAD_INIT,
+    "procession._native",
+    "The parts of procession that live in shared memory.",
+    -1,
+    functions,
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr,
 };
 
 }  // namespace

@@ -23,9 +23,9 @@ struct View {
 /// Every Python object of ours begins with this.
 struct Handle {
   PyObject ob_base;
-  View* view;       ///< nullptr before __init__
+  View* view;  ///< nullptr before __init__
   Object* object;
-  Handle* prev;     ///< all handles of the process, for fork
+  Handle* prev;  ///< all handles of the process, for fork
   Handle* next;
   PyObject* weakrefs;
 
@@ -75,7 +75,8 @@ inline const Waiter& patient() noexcept {
 /// `timeout` in seconds as a deadline: None for ever, negative or zero: do not wait. False with an exception set.
 bool parse_timeout(PyObject* timeout, i64* deadline) noexcept;
 /// The `(block=True, timeout=None)` of the standard library.
-bool parse_wait(PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames, const char* function, i64* deadline) noexcept;
+bool parse_wait(PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames, const char* function,
+                i64* deadline) noexcept;
 
 /// The current arena, made on first use. nullptr with an exception set.
 View* current_view() noexcept;

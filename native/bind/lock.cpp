@@ -43,7 +43,6 @@ bool is_rlock(const LockObject* l) noexcept { return l->handle.object->kind == K
 /// The lock is ours, and its former holder died: warn, or raise and let go.
 bool report_death(LockObject* self, Tag died) noexcept {
   UserLock& l = self->lock();
-  l.count = 0;
   if (self->ignore_death()) return true;
   View* v = self->handle.view;
   PyObject* who = nullptr;
@@ -52,7 +51,8 @@ bool report_death(LockObject* self, Tag died) noexcept {
   if (died == kOrphaned) {
     l.died_name[sizeof l.died_name - 1] = '\0';
     const int pid = l.died_pid.load(std::memory_order_relaxed);
-    who = l.died_name[0] != '\0' ? PyUnicode_FromFormat("%s pid %d", l.died_name, pid) : PyUnicode_FromFormat("pid %d", pid);
+    who = l.died_name[0] != '\0' ? PyUnicode_FromFormat("%s pid %d", l.died_name, pid)
+                                 : PyUnicode_FromFormat("pid %d", pid);
     code = l.died_exit.load(std::memory_order_relaxed);
     known = l.died_exit_known.load(std::memory_order_relaxed) != 0;
   } else {
@@ -70,15 +70,20 @@ bool report_death(LockObject* self, Tag died) noexcept {
   }
   PyObject* name = object_name(&self->handle);
   PyObject* m = PyImport_ImportModule("procession._errors");
-  PyObject* how = m == nullptr ? nullptr : known ? PyObject_CallMethod(m, "describe_exit", "i", code)
-                                                 : PyObject_CallMethod(m, "describe_exit", "O", Py_None);
-  PyObject* cls = m == nullptr ? nullptr : PyObject_GetAttrString(m, self->raise_on_death() ? "LockOwnerDiedError" : "LockOwnerDied");
+  PyObject* how = m == nullptr ? nullptr
+                  : known      ? PyObject_CallMethod(m, "describe_exit", "i", code)
+                               : PyObject_CallMethod(m, "describe_exit", "O", Py_None);
+  PyObject* cls = m == nullptr
+                      ? nullptr
+                      : PyObject_GetAttrString(m, self->raise_on_death() ? "LockOwnerDiedError" : "LockOwnerDied");
   bool ok = who != nullptr && name != nullptr && how != nullptr && cls != nullptr;
   if (ok && self->raise_on_death()) {
-    PyErr_Format(cls, "%U: its holder (%U) %U. The lock is free again; what it protects may be half-done.", name, who, how);
+    PyErr_Format(cls, "%U: its holder (%U) %U. The lock is free again; what it protects may be half-done.", name, who,
+                 how);
     ok = false;
   } else if (ok) {
-    ok = PyErr_WarnFormat(cls, 1, "%U: its holder (%U) %U. The lock is yours now; what it protects may be half-done.", name, who, how) == 0;
+    ok = PyErr_WarnFormat(cls, 1, "%U: its holder (%U) %U. The lock is yours now; what it protects may be half-done.",
+                          name, who, how) == 0;
   }
   Py_XDECREF(who);
   Py_XDECREF(name);
@@ -116,8 +121,8 @@ Taken take(LockObject* self, i64 deadline) noexcept {
   if (a == Acquired::kNo) return Taken::kNo;
   l.thread.store(thread, std::memory_order_relaxed);
   l.count = 1;
+  // The count stands before the warning is issued: what shows warnings may take this very RLock, one deeper.
   if (a == Acquired::kOwnerDied && !report_death(self, died)) return Taken::kError;
-  l.count = 1;
   return Taken::kYes;
 }
 
@@ -229,10 +234,9 @@ PyObject* repr(PyObject* self) noexcept {
 
 // --- construction -----------------------------------------------------------------------------------------------------------
 
-PyObject* lock_new(PyTypeObject* type, PyObject*, PyObject*) noexcept { return type->tp_alloc(type, 0); }
-
-PyObject* lock_alloc(PyTypeObject* type, Py_ssize_t n) noexcept {
-  PyObject* self = PyType_GenericAlloc(type, n);
+// Not in tp_alloc, which a subclass made in Python does not inherit.
+PyObject* lock_new(PyTypeObject* type, PyObject*, PyObject*) noexcept {
+  PyObject* self = type->tp_alloc(type, 0);
   if (self == nullptr) return nullptr;
   auto* l = reinterpret_cast<LockObject*>(self);
   const auto rest = [](Callable& c, PyTypeObject* t, vectorcallfunc f) {
@@ -258,18 +262,26 @@ int init(PyObject* self, PyObject* args, PyObject* kwargs, Kind kind) noexcept {
     }
   }
   if (!make_object(&l->handle, sizeof(UserLock), kind)) return -1;
-  l->handle.object->flags = policy[0] == 'r' ? LockObject::kRaise : policy[0] == 'i' ? LockObject::kIgnore : LockObject::kWarn;
+  l->handle.object->flags = policy[0] == 'r'   ? LockObject::kRaise
+                            : policy[0] == 'i' ? LockObject::kIgnore
+                                               : LockObject::kWarn;
   return 0;
 }
-int lock_init(PyObject* self, PyObject* args, PyObject* kwargs) noexcept { return init(self, args, kwargs, Kind::kLock); }
-int rlock_init(PyObject* self, PyObject* args, PyObject* kwargs) noexcept { return init(self, args, kwargs, Kind::kRLock); }
+int lock_init(PyObject* self, PyObject* args, PyObject* kwargs) noexcept {
+  return init(self, args, kwargs, Kind::kLock);
+}
+int rlock_init(PyObject* self, PyObject* args, PyObject* kwargs) noexcept {
+  return init(self, args, kwargs, Kind::kRLock);
+}
 
 PyMethodDef methods[] = {
     {"acquire", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(acquire)), METH_FASTCALL | METH_KEYWORDS,
      "acquire(block=True, timeout=None) -> bool\n\nTake the lock; True when this thread holds it now.\n\n"
-     "Blocks until it is free, a signal handler raises, or `timeout` seconds (monotonic clock) are over; negative counts as 0.\n"
+     "Blocks until it is free, a signal handler raises, or `timeout` seconds (monotonic clock) are over; negative "
+     "counts as 0.\n"
      "A holder that was killed loses it: the next acquirer gets the lock and a LockOwnerDied warning, or, with\n"
-     "on_owner_death='raise', a LockOwnerDiedError, and the lock stays free. A holder that ended in good order keeps it."},
+     "on_owner_death='raise', a LockOwnerDiedError, and the lock stays free. A holder that ended in good order keeps "
+     "it."},
     {"release", release, METH_NOARGS,
      "Let the lock go. A Lock may be released by any process or thread, an RLock by its holder only.\n\n"
      "Raises ValueError (Lock) or AssertionError (RLock) when it is not held."},
@@ -290,20 +302,22 @@ PyMemberDef members[] = {
     {nullptr, 0, 0, 0, nullptr},
 };
 
-#define LOCK_SLOTS(init_function, doc)                                                                                   \
-  {                                                                                                                      \
-    {Py_tp_new, reinterpret_cast<void*>(lock_new)}, {Py_tp_alloc, reinterpret_cast<void*>(lock_alloc)},                  \
-        {Py_tp_init, reinterpret_cast<void*>(init_function)}, {Py_tp_dealloc, reinterpret_cast<void*>(handle_dealloc)},  \
-        {Py_tp_repr, reinterpret_cast<void*>(repr)}, {Py_tp_methods, methods}, {Py_tp_getset, getset},                   \
-        {Py_tp_members, members}, {Py_tp_doc, const_cast<char*>(doc)}, {                                                 \
-      0, nullptr                                                                                                         \
-    }                                                                                                                    \
+#define LOCK_SLOTS(init_function, doc)                                                                         \
+  {                                                                                                            \
+    {Py_tp_new, reinterpret_cast<void*>(lock_new)}, {Py_tp_init, reinterpret_cast<void*>(init_function)},      \
+        {Py_tp_dealloc, reinterpret_cast<void*>(handle_dealloc)}, {Py_tp_repr, reinterpret_cast<void*>(repr)}, \
+        {Py_tp_methods, methods}, {Py_tp_getset, getset}, {Py_tp_members, members},                            \
+        {Py_tp_doc, const_cast<char*>(doc)}, {                                                                 \
+      0, nullptr                                                                                               \
+    }                                                                                                          \
   }
 
 PyType_Slot lock_slots[] = LOCK_SLOTS(
-    lock_init, "Lock(*, ctx=None, on_owner_death='warn')\n--\n\nA lock between processes that survives its holder's death.");
-PyType_Slot rlock_slots[] = LOCK_SLOTS(
-    rlock_init, "RLock(*, ctx=None, on_owner_death='warn')\n--\n\nA recursive lock between processes that survives its holder's death.");
+    lock_init,
+    "Lock(*, ctx=None, on_owner_death='warn')\n--\n\nA lock between processes that survives its holder's death.");
+PyType_Slot rlock_slots[] = LOCK_SLOTS(rlock_init,
+                                       "RLock(*, ctx=None, on_owner_death='warn')\n--\n\nA recursive lock between "
+                                       "processes that survives its holder's death.");
 
 constexpr unsigned kFlags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE;
 PyType_Spec lock_spec{"procession.synchronize.Lock", sizeof(LockObject), 0, kFlags, lock_slots};
@@ -331,8 +345,8 @@ PyTypeObject exit_type = make_callable_type("procession._native._Exit", exit_dea
 /// In the types' dictionaries under __enter__ and __exit__.
 struct Descriptor {
   PyObject ob_base;
-  size_t offset;         ///< of the callable in a LockObject
-  PyObject* on_class;    ///< what `Lock.__enter__` gives: a plain method that takes self (ExitStack calls it so)
+  size_t offset;       ///< of the callable in a LockObject
+  PyObject* on_class;  ///< what `Lock.__enter__` gives: a plain method that takes self (ExitStack calls it so)
 };
 
 PyObject* descriptor_get(PyObject* self, PyObject* instance, PyObject*) noexcept {
@@ -370,8 +384,8 @@ bool add_descriptor(PyTypeObject* type, int which) noexcept {
   d->offset = which == 0 ? offsetof(LockObject, enter) : offsetof(LockObject, exit);
   d->on_class = PyDescr_NewMethod(type, &on_class_methods[which]);
   // Kept for the life of the process, as the types are.
-  const bool ok = d->on_class != nullptr &&
-                  PyDict_SetItemString(type->tp_dict, on_class_methods[which].ml_name, reinterpret_cast<PyObject*>(d)) == 0;
+  const bool ok = d->on_class != nullptr && PyDict_SetItemString(type->tp_dict, on_class_methods[which].ml_name,
+                                                                 reinterpret_cast<PyObject*>(d)) == 0;
   PyType_Modified(type);
   return ok;
 }
@@ -379,7 +393,8 @@ bool add_descriptor(PyTypeObject* type, int which) noexcept {
 }  // namespace
 
 bool add_lock_types(PyObject* module) noexcept {
-  if (PyType_Ready(&enter_type) != 0 || PyType_Ready(&exit_type) != 0 || PyType_Ready(&descriptor_type) != 0) return false;
+  if (PyType_Ready(&enter_type) != 0 || PyType_Ready(&exit_type) != 0 || PyType_Ready(&descriptor_type) != 0)
+    return false;
   if (!add_type(module, &lock_spec, &lock_type) || !add_type(module, &rlock_spec, &rlock_type)) return false;
   for (PyTypeObject* t : {lock_type, rlock_type}) {
     if (!add_descriptor(t, 0) || !add_descriptor(t, 1)) return false;

@@ -12,6 +12,7 @@ namespace {
 struct QueueObject {
   Handle handle;
   bool closed;  ///< by close(), in this process
+  u8 bells;     ///< a bit for each bell this handle has added
 
   QueueState& state() const noexcept { return handle.state<QueueState>(); }
   QueueOps ops() const noexcept { return QueueOps(handle.view->arena, handle.view->me); }
@@ -151,7 +152,7 @@ PyObject* put_many(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyOb
   if (items == nullptr) return nullptr;
   const size_t n = static_cast<size_t>(PySequence_Fast_GET_SIZE(items));
   std::vector<Outgoing> out;
-  std::vector<char> small;          // what the encoder wrote itself, one after the other
+  std::vector<char> small;             // what the encoder wrote itself, one after the other
   std::vector<u64> at(n, UINT64_MAX);  // where in `small`; pointers only once it has stopped growing
   PyObject* keep = PyList_New(0);
   bool ok = keep != nullptr;
@@ -234,9 +235,18 @@ PyObject* get_one(QueueObject* q, i64 deadline) noexcept {
         waiter.resume();
         Py_XDECREF(bytes);
         return w == Wait::kInterrupted ? nullptr : raise_plain(empty_error);
-      case Get::kShutDown: waiter.resume(); Py_XDECREF(bytes); return raise_plain(shut_down_error);
-      case Get::kNoMemory: waiter.resume(); Py_XDECREF(bytes); return raise_no_memory(q->handle.view, in.len + sizeof(Record));
-      default: waiter.resume(); Py_XDECREF(bytes); return PyErr_Occurred() ? nullptr : raise_plain(empty_error);
+      case Get::kShutDown:
+        waiter.resume();
+        Py_XDECREF(bytes);
+        return raise_plain(shut_down_error);
+      case Get::kNoMemory:
+        waiter.resume();
+        Py_XDECREF(bytes);
+        return raise_no_memory(q->handle.view, in.len + sizeof(Record));
+      default:
+        waiter.resume();
+        Py_XDECREF(bytes);
+        return PyErr_Occurred() ? nullptr : raise_plain(empty_error);
     }
   }
   waiter.resume();
@@ -290,7 +300,8 @@ bool get_batch(QueueObject* q, u32 n, PyObject* list, const Waiter& waiter, std:
     PyObject* value = decode(t.kind, buffer.data() + t.at, t.len, nullptr);
     if (value == nullptr || PyList_Append(list, value) != 0) {
       // The others are taken already: go on, and report the first error.
-      if (ok) PyErr_Fetch(&type, &error, &traceback); else PyErr_Clear();
+      if (ok) PyErr_Fetch(&type, &error, &traceback);
+      else PyErr_Clear();
       ok = false;
     }
     Py_XDECREF(value);
@@ -351,7 +362,8 @@ PyObject* get_many(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyOb
       Py_DECREF(list);
       return nullptr;
     }
-    if (PyErr_Occurred() != nullptr) {  // a signal handler raised: what was taken is not lost, the error comes next time
+    if (PyErr_Occurred() !=
+        nullptr) {  // a signal handler raised: what was taken is not lost, the error comes next time
       Py_DECREF(list);
       return nullptr;
     }
@@ -392,7 +404,9 @@ PyObject* shutdown(PyObject* self, PyObject* args, PyObject* kwargs) noexcept {
   QueueObject* q = queue(self);
   static const char* names[] = {"immediate", nullptr};
   int immediate = 0;
-  if (!check_handle(&q->handle) || !PyArg_ParseTupleAndKeywords(args, kwargs, "|p", const_cast<char**>(names), &immediate)) return nullptr;
+  if (!check_handle(&q->handle) ||
+      !PyArg_ParseTupleAndKeywords(args, kwargs, "|p", const_cast<char**>(names), &immediate))
+    return nullptr;
   PyWaiter waiter(kForever);
   q->ops().shut_down(q->state(), immediate != 0, waiter);
   waiter.resume();
@@ -430,7 +444,8 @@ PyObject* join(PyObject* self, PyObject* args, PyObject* kwargs) noexcept {
   static const char* names[] = {"timeout", nullptr};
   PyObject* timeout = nullptr;
   i64 deadline = kForever;
-  if (!check_handle(&q->handle) || !PyArg_ParseTupleAndKeywords(args, kwargs, "|O", const_cast<char**>(names), &timeout) ||
+  if (!check_handle(&q->handle) ||
+      !PyArg_ParseTupleAndKeywords(args, kwargs, "|O", const_cast<char**>(names), &timeout) ||
       !parse_timeout(timeout, &deadline)) {
     return nullptr;
   }
@@ -450,7 +465,9 @@ PyObject* add_bell(PyObject* self, PyObject* arg) noexcept {
   QueueObject* q = queue(self);
   const long fd = PyLong_AsLong(arg);
   if (!check_handle(&q->handle) || (fd == -1 && PyErr_Occurred())) return nullptr;
-  return PyLong_FromLong(q->ops().add_bell(q->state(), static_cast<int>(fd)));
+  const int bell = q->ops().add_bell(q->state(), static_cast<int>(fd));
+  if (bell >= 0) q->bells |= static_cast<u8>(1u << bell);
+  return PyLong_FromLong(bell);
 }
 
 PyObject* arm_bell(PyObject* self, PyObject* args) noexcept {
@@ -474,6 +491,15 @@ PyObject* remove_bell(PyObject* self, PyObject* arg) noexcept {
   Py_RETURN_NONE;
 }
 
+/// A handle takes its bells with it (their pipes are closed with its Python half), or six handles later there are none.
+void queue_dealloc(PyObject* self) noexcept {
+  QueueObject* q = queue(self);
+  for (u32 i = 0; q->handle.object != nullptr && i < kBells; ++i) {
+    if (q->bells >> i & 1) q->ops().remove_bell(q->state(), static_cast<int>(i));
+  }
+  handle_dealloc(self);
+}
+
 int init(PyObject* self, PyObject* args, PyObject* kwargs, Kind kind) noexcept {
   QueueObject* q = queue(self);
   static const char* names[] = {"maxsize", "ctx", nullptr};
@@ -488,8 +514,12 @@ int init(PyObject* self, PyObject* args, PyObject* kwargs, Kind kind) noexcept {
   QueueOps::init(q->state(), maxsize > 0 ? static_cast<u32>(maxsize) : 0);
   return 0;
 }
-int queue_init(PyObject* self, PyObject* args, PyObject* kwargs) noexcept { return init(self, args, kwargs, Kind::kQueue); }
-int joinable_init(PyObject* self, PyObject* args, PyObject* kwargs) noexcept { return init(self, args, kwargs, Kind::kJoinableQueue); }
+int queue_init(PyObject* self, PyObject* args, PyObject* kwargs) noexcept {
+  return init(self, args, kwargs, Kind::kQueue);
+}
+int joinable_init(PyObject* self, PyObject* args, PyObject* kwargs) noexcept {
+  return init(self, args, kwargs, Kind::kJoinableQueue);
+}
 
 template <class F>
 constexpr PyCFunction as_method(F f) noexcept {
@@ -498,27 +528,34 @@ constexpr PyCFunction as_method(F f) noexcept {
 
 PyMethodDef methods[] = {
     {"put", as_method(put), METH_FASTCALL | METH_KEYWORDS,
-     "put(obj, block=True, timeout=None)\n\nPut an item; it has been delivered when this returns, and is a snapshot.\n\n"
-     "Blocks while the queue is full, until a signal handler raises or `timeout` seconds (monotonic clock) are over; negative\n"
+     "put(obj, block=True, timeout=None)\n\nPut an item; it has been delivered when this returns, and is a "
+     "snapshot.\n\n"
+     "Blocks while the queue is full, until a signal handler raises or `timeout` seconds (monotonic clock) are over; "
+     "negative\n"
      "counts as 0. Raises queue.Full, ShutDown, ValueError after close(), ArenaFullError, and what pickling raises."},
     {"put_nowait", put_nowait, METH_O, "put(obj, block=False)"},
     {"put_many", as_method(put_many), METH_FASTCALL | METH_KEYWORDS,
      "put_many(items, block=True, timeout=None)\n\nPut all items in order, at a fraction of the cost of one by one.\n\n"
-     "All are pickled first: if one cannot be, none is put. On queue.Full the exception's `items_put` says how many were."},
+     "All are pickled first: if one cannot be, none is put. On queue.Full the exception's `items_put` says how many "
+     "were."},
     {"get", as_method(get), METH_FASTCALL | METH_KEYWORDS,
      "get(block=True, timeout=None)\n\nTake the oldest item.\n\n"
-     "Blocks until there is one, the queue is shut down, a signal handler raises or `timeout` seconds (monotonic clock) are\n"
+     "Blocks until there is one, the queue is shut down, a signal handler raises or `timeout` seconds (monotonic "
+     "clock) are\n"
      "over; negative counts as 0. Raises queue.Empty, ShutDown, ValueError after close()."},
     {"get_nowait", get_nowait, METH_NOARGS, "get(block=False)"},
     {"get_many", as_method(get_many), METH_FASTCALL | METH_KEYWORDS,
-     "get_many(n=100, block=True, timeout=None) -> list\n\nTake the 1 to n oldest items; waits, as get() does, for the first only."},
+     "get_many(n=100, block=True, timeout=None) -> list\n\nTake the 1 to n oldest items; waits, as get() does, for the "
+     "first only."},
     {"qsize", qsize, METH_NOARGS, "How many items are in the queue; exact at the moment of the call."},
     {"empty", empty, METH_NOARGS, "Whether the queue is empty; exact at the moment of the call."},
     {"full", full, METH_NOARGS, "Whether the queue is full; exact at the moment of the call."},
     {"shutdown", as_method(shutdown), METH_VARARGS | METH_KEYWORDS,
-     "shutdown(immediate=False)\n\nNo put succeeds from now on; get goes on until the queue is empty (immediate: it is emptied\n"
+     "shutdown(immediate=False)\n\nNo put succeeds from now on; get goes on until the queue is empty (immediate: it is "
+     "emptied\n"
      "now). Both then raise ShutDown, in all processes. As queue.Queue.shutdown of Python 3.13."},
-    {"close", close_, METH_NOARGS, "This process is done with the queue: put and get raise ValueError here. Others are not concerned."},
+    {"close", close_, METH_NOARGS,
+     "This process is done with the queue: put and get raise ValueError here. Others are not concerned."},
     {"_unfinished", unfinished, METH_NOARGS, nullptr},
     {"_add_bell", add_bell, METH_O, nullptr},
     {"_arm_bell", arm_bell, METH_VARARGS, nullptr},
@@ -531,7 +568,8 @@ PyMethodDef joinable_methods[] = {
      "Mark the oldest item that this process has taken and not yet marked as done.\n\n"
      "An item whose consumer was killed before that is delivered again. ValueError when nothing is in hand."},
     {"join", as_method(join), METH_VARARGS | METH_KEYWORDS,
-     "join(timeout=None) -> bool\n\nWait until every item put has been taken and marked done; False when the time was over first."},
+     "join(timeout=None) -> bool\n\nWait until every item put has been taken and marked done; False when the time was "
+     "over first."},
     {nullptr, nullptr, 0, nullptr},
 };
 PyGetSetDef getset[] = {
@@ -546,7 +584,7 @@ PyMemberDef members[] = {
 PyType_Slot slots[] = {
     {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
     {Py_tp_init, reinterpret_cast<void*>(queue_init)},
-    {Py_tp_dealloc, reinterpret_cast<void*>(handle_dealloc)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(queue_dealloc)},
     {Py_tp_methods, methods},
     {Py_tp_getset, getset},
     {Py_tp_members, members},
@@ -560,7 +598,8 @@ PyType_Slot joinable_slots[] = {
     {0, nullptr},
 };
 PyType_Spec spec{"procession._native.Queue", sizeof(QueueObject), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, slots};
-PyType_Spec joinable_spec{"procession._native.JoinableQueue", sizeof(QueueObject), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, joinable_slots};
+PyType_Spec joinable_spec{"procession._native.JoinableQueue", sizeof(QueueObject), 0,
+                          Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, joinable_slots};
 
 PyObject* py_set_main_by_value(PyObject*, PyObject* arg) noexcept {
   const int on = PyObject_IsTrue(arg);

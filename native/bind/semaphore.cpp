@@ -91,15 +91,21 @@ int init(PyObject* self, PyObject* args, PyObject* kwargs, Kind kind) noexcept {
   s.value.store(value, std::memory_order_release);
   return 0;
 }
-int semaphore_init(PyObject* self, PyObject* args, PyObject* kwargs) noexcept { return init(self, args, kwargs, Kind::kSemaphore); }
-int bounded_init(PyObject* self, PyObject* args, PyObject* kwargs) noexcept { return init(self, args, kwargs, Kind::kBoundedSemaphore); }
+int semaphore_init(PyObject* self, PyObject* args, PyObject* kwargs) noexcept {
+  return init(self, args, kwargs, Kind::kSemaphore);
+}
+int bounded_init(PyObject* self, PyObject* args, PyObject* kwargs) noexcept {
+  return init(self, args, kwargs, Kind::kBoundedSemaphore);
+}
 
 PyMethodDef methods[] = {
     {"acquire", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(acquire)), METH_FASTCALL | METH_KEYWORDS,
      "acquire(block=True, timeout=None) -> bool\n\nTake one permit; True when it was taken.\n\n"
-     "Blocks until there is one, a signal handler raises, or `timeout` seconds (monotonic clock) are over; negative counts as 0.\n"
+     "Blocks until there is one, a signal handler raises, or `timeout` seconds (monotonic clock) are over; negative "
+     "counts as 0.\n"
      "A permit taken by `with`, or from a BoundedSemaphore, comes back when the process that took it is killed."},
-    {"release", release, METH_NOARGS, "Give one permit back, from any process. ValueError above a BoundedSemaphore's initial value."},
+    {"release", release, METH_NOARGS,
+     "Give one permit back, from any process. ValueError above a BoundedSemaphore's initial value."},
     {"get_value", get_value, METH_NOARGS, "How many permits are free."},
     {"_get_value", get_value, METH_NOARGS, nullptr},
     {"_is_zero", is_zero, METH_NOARGS, nullptr},
@@ -134,13 +140,16 @@ PyType_Slot bounded_slots[] = {
                                   "when the process that took them is killed.")},
     {0, nullptr},
 };
-PyType_Spec semaphore_spec{"procession.synchronize.Semaphore", sizeof(Handle), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, semaphore_slots};
-PyType_Spec bounded_spec{"procession.synchronize.BoundedSemaphore", sizeof(Handle), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, bounded_slots};
+PyType_Spec semaphore_spec{"procession.synchronize.Semaphore", sizeof(Handle), 0,
+                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, semaphore_slots};
+PyType_Spec bounded_spec{"procession.synchronize.BoundedSemaphore", sizeof(Handle), 0,
+                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, bounded_slots};
 
 }  // namespace
 
 bool add_semaphore_types(PyObject* module) noexcept {
-  return add_type(module, &semaphore_spec, &semaphore_type) && add_type(module, &bounded_spec, &bounded_type, semaphore_type);
+  return add_type(module, &semaphore_spec, &semaphore_type) &&
+         add_type(module, &bounded_spec, &bounded_type, semaphore_type);
 }
 
 }  // namespace procession::bind

@@ -8,15 +8,25 @@
 namespace procession {
 
 constexpr u64 kMagic = 0x6e6f697373656372;  // "rcession"
-constexpr u32 kLayout = 1;                   ///< raised with every change of what lies in the arena
-constexpr u32 kClasses = 40;                 ///< blocks are 2^class bytes, 2^7 and up
+constexpr u32 kLayout = 1;                  ///< raised with every change of what lies in the arena
+constexpr u32 kClasses = 40;                ///< blocks are 2^class bytes, 2^7 and up
 constexpr u32 kMinClass = 7;
 constexpr u64 kPage = 4096;
 
 enum class Kind : u8 {
   kNone,
-  kLock, kRLock, kSemaphore, kBoundedSemaphore, kEvent, kCondition, kBarrier, kQueue, kJoinableQueue,  // objects
-  kRing, kRosterChunk, kRecord,                                                                        // parts
+  kLock,
+  kRLock,
+  kSemaphore,
+  kBoundedSemaphore,
+  kEvent,
+  kCondition,
+  kBarrier,
+  kQueue,
+  kJoinableQueue,  // objects
+  kRing,
+  kRosterChunk,
+  kRecord,  // parts
 };
 constexpr bool is_object(Kind k) noexcept { return k >= Kind::kLock && k <= Kind::kJoinableQueue; }
 
@@ -40,15 +50,15 @@ static_assert(sizeof(Block) == 32);
 struct Header {
   u64 magic;
   u32 layout, slots;
-  u64 id;           ///< random: tells one family's handles from another's
-  u64 size;         ///< bytes mapped
-  u64 limit;        ///< bytes that blocks may take: the memory limit when the arena was made
+  u64 id;     ///< random: tells one family's handles from another's
+  u64 size;   ///< bytes mapped
+  u64 limit;  ///< bytes that blocks may take: the memory limit when the arena was made
   u64 slots_off, blocks_off, data_off;
   u32 max_blocks, unused;
   alignas(128) Mutex alloc;
-  Atomic<u32> nblocks;     ///< blocks ever carved, block 0 included; the commit of carving
-  u64 bump;                ///< cache: end of the last block carved
-  Atomic<u64> used;        ///< cache: bytes of blocks with an owner
+  Atomic<u32> nblocks;  ///< blocks ever carved, block 0 included; the commit of carving
+  u64 bump;             ///< cache: end of the last block carved
+  Atomic<u64> used;     ///< cache: bytes of blocks with an owner
   Atomic<u32> free_list[kClasses];
   alignas(128) Mutex collect;
   Atomic<u32> departures;  ///< processes that left since the last collect()
@@ -61,9 +71,9 @@ struct Object {
   u8 flags;
   u16 unused;
   u32 block;
-  Mutex guard;           ///< of `holders`
-  Atomic<u32> pinned;    ///< its handle was pickled to an unknown destination: lives as long as the family
-  Roster holders;        ///< value: number of handles in that process
+  Mutex guard;         ///< of `holders`
+  Atomic<u32> pinned;  ///< its handle was pickled to an unknown destination: lives as long as the family
+  Roster holders;      ///< value: number of handles in that process
 };
 static_assert(sizeof(Object) == 64);
 
@@ -86,6 +96,8 @@ class Arena {
       // ftruncate past the limit raises SIGXFSZ, which kills a process that does not ignore it.
       size = std::min(size, static_cast<u64>(file_size.rlim_cur) & ~(kPage - 1));
     }
+    failure_ = Failure::kTruncate;
+    errno = EFBIG;
     for (;; size = (size / 2) & ~(kPage - 1)) {
       if (size < kMinSize) return fail(failure_);
       failure_ = Failure::kTruncate;
@@ -99,7 +111,8 @@ class Arena {
     Header& h = header();
     h.layout = kLayout;
     h.size = size;
-    if (getrandom(&h.id, sizeof h.id, 0) != sizeof h.id) h.id = static_cast<u64>(now_ns()) ^ (static_cast<u64>(getpid()) << 40);
+    if (getrandom(&h.id, sizeof h.id, 0) != sizeof h.id)
+      h.id = static_cast<u64>(now_ns()) ^ (static_cast<u64>(getpid()) << 40);
     h.slots = static_cast<u32>(std::clamp<u64>(size / 8192, 64, kMaxSlots));
     h.slots_off = kPage;
     h.blocks_off = h.slots_off + h.slots * sizeof(Slot);
@@ -274,12 +287,15 @@ class Arena {
     RosterEntry* empty = nullptr;
     RosterEntry* departed = nullptr;
     Atomic<u32>* end = nullptr;
-    for_each(r, [&](RosterEntry& e) {
-      const Tag t = e.tag.load(std::memory_order_acquire);
-      if (t == who) mine = &e;
-      else if (t == 0) empty = &e;
-      else if (reuse && departed == nullptr && gone(t, false)) departed = &e;
-    }, &end);
+    for_each(
+        r,
+        [&](RosterEntry& e) {
+          const Tag t = e.tag.load(std::memory_order_acquire);
+          if (t == who) mine = &e;
+          else if (t == 0) empty = &e;
+          else if (reuse && departed == nullptr && gone(t, false)) departed = &e;
+        },
+        &end);
     if (mine != nullptr) return mine;
     if (empty != nullptr) return empty;
     if (departed != nullptr) return departed;
@@ -291,9 +307,12 @@ class Arena {
   RosterEntry* empty_entry(Tag me, Roster& r, u32 parent, const Waiter& waiter) noexcept {
     RosterEntry* empty = nullptr;
     Atomic<u32>* end = nullptr;
-    for_each(r, [&](RosterEntry& e) {
-      if (empty == nullptr && e.tag.load(std::memory_order_acquire) == 0) empty = &e;
-    }, &end);
+    for_each(
+        r,
+        [&](RosterEntry& e) {
+          if (empty == nullptr && e.tag.load(std::memory_order_acquire) == 0) empty = &e;
+        },
+        &end);
     if (empty != nullptr) return empty;
     RosterChunk* c = add_chunk(me, *end, parent, waiter);
     return c == nullptr ? nullptr : &c->entry[0];
@@ -356,8 +375,7 @@ class Arena {
         continue;
       }
       u32 end = h.slot_end.load(std::memory_order_relaxed);
-      while (end < i + 1 && !h.slot_end.compare_exchange_weak(end, i + 1)) {
-      }
+      while (end < i + 1 && !h.slot_end.compare_exchange_weak(end, i + 1)) {}
       return i;
     }
     return 0;
@@ -422,7 +440,9 @@ inline u32 Arena::carve(Tag me, u32 cls, Kind kind, u32 parent) noexcept {
   const u64 bytes = class_bytes(cls);
   const u64 align = std::min(bytes, kPage);
   const u64 off = (h.bump + align - 1) & ~(align - 1);
-  if (i >= h.max_blocks || off + bytes > h.data_off + h.limit) return 0;
+  // Rings leave some for the records and lists that getting items out of them takes.
+  const u64 limit = kind == Kind::kRing ? h.limit - h.limit / 16 : h.limit;
+  if (i >= h.max_blocks || off + bytes > h.data_off + limit) return 0;
   Block& b = block(i);
   b.cls = static_cast<u8>(cls);
   b.off = off;

@@ -30,6 +30,8 @@ class BarrierOps {
   /// Come to the barrier. kWaits: `entry` and `index` are set, go on to wait(). kLast: run the action (the others stay),
   /// then finish(); without an action everybody has been released already. kBusy: the action of the last generation runs.
   Arrival arrive(BarrierState& b, bool action, RosterEntry** entry, u32* index, const Waiter& waiter) const noexcept {
+    // The last to come must not count the dead. Asking costs 7 us each, so rounds that follow fast are not all checked.
+    if (b.parties > 1 && waiting_locked(b) + 1 >= b.parties && arena_.may_ask_kernel()) sweep(b, waiter);
     if (!lock(b, waiter)) return Arrival::kInterrupted;
     Arrival r = Arrival::kWaits;
     if (b.broken.load(std::memory_order_relaxed) != 0) {
@@ -115,6 +117,35 @@ class BarrierOps {
   void reset(BarrierState& b) const noexcept { stop(b, false); }
   u32 waiting(BarrierState& b) const noexcept { return waiting_locked(b); }
 
+  /// A dead waiter will never go on, so this generation cannot do what it was for: break the barrier.
+  void sweep(BarrierState& b, const Waiter& waiter) const noexcept {
+    const Tag runner = b.runner.load(std::memory_order_acquire);
+    bool dead = runner != 0 && arena_.gone(runner, true);
+    Tag known = me_;
+    arena_.for_each(b.waiters, [&](RosterEntry& e) {
+      const Tag t = e.tag.load(std::memory_order_acquire);
+      if (t != 0 && t != known && e.value.load(std::memory_order_relaxed) == kWaiting && arena_.gone(t, true))
+        dead = true;
+      if (t != 0) known = t;
+    });
+    if (!dead || !lock(b, waiter)) return;
+    // Look again under the guard: the entry may have been used anew since.
+    dead =
+        b.runner.load(std::memory_order_relaxed) != 0 && arena_.gone(b.runner.load(std::memory_order_relaxed), false);
+    arena_.for_each(b.waiters, [&](RosterEntry& e) {
+      const Tag t = e.tag.load(std::memory_order_relaxed);
+      if (t != 0 && t != me_ && e.value.load(std::memory_order_relaxed) == kWaiting && arena_.gone(t, false))
+        dead = true;
+    });
+    if (dead) {
+      b.runner.store(0, std::memory_order_relaxed);
+      b.broken.store(1, std::memory_order_release);
+      end_generation(b, kBroken);
+    }
+    b.guard.unlock();
+    if (dead) wake(b);
+  }
+
  private:
   bool lock(BarrierState& b, const Waiter& waiter) const noexcept {
     const Locked l = b.guard.lock(arena_.slots(), me_, waiter);
@@ -138,7 +169,8 @@ class BarrierOps {
     arena_.for_each(b.waiters, [&](RosterEntry& e) {
       if (e.tag.load(std::memory_order_relaxed) != 0 && e.value.load(std::memory_order_relaxed) == kWaiting) {
         e.value.store(outcome, std::memory_order_release);
-      } else if (e.tag.load(std::memory_order_relaxed) != 0 && arena_.gone(e.tag.load(std::memory_order_relaxed), false)) {
+      } else if (e.tag.load(std::memory_order_relaxed) != 0 &&
+                 arena_.gone(e.tag.load(std::memory_order_relaxed), false)) {
         e.tag.store(0, std::memory_order_relaxed);
       }
     });
@@ -158,32 +190,6 @@ class BarrierOps {
     end_generation(b, kBroken);
     b.guard.unlock();
     wake(b);
-  }
-
-  /// A dead waiter will never go on, so this generation cannot do what it was for: break the barrier.
-  void sweep(BarrierState& b, const Waiter& waiter) const noexcept {
-    const Tag runner = b.runner.load(std::memory_order_acquire);
-    bool dead = runner != 0 && arena_.gone(runner, true);
-    Tag known = me_;
-    arena_.for_each(b.waiters, [&](RosterEntry& e) {
-      const Tag t = e.tag.load(std::memory_order_acquire);
-      if (t != 0 && t != known && e.value.load(std::memory_order_relaxed) == kWaiting && arena_.gone(t, true)) dead = true;
-      if (t != 0) known = t;
-    });
-    if (!dead || !lock(b, waiter)) return;
-    // Look again under the guard: the entry may have been used anew since.
-    dead = b.runner.load(std::memory_order_relaxed) != 0 && arena_.gone(b.runner.load(std::memory_order_relaxed), false);
-    arena_.for_each(b.waiters, [&](RosterEntry& e) {
-      const Tag t = e.tag.load(std::memory_order_relaxed);
-      if (t != 0 && t != me_ && e.value.load(std::memory_order_relaxed) == kWaiting && arena_.gone(t, false)) dead = true;
-    });
-    if (dead) {
-      b.runner.store(0, std::memory_order_relaxed);
-      b.broken.store(1, std::memory_order_release);
-      end_generation(b, kBroken);
-    }
-    b.guard.unlock();
-    if (dead) wake(b);
   }
 
   Arena& arena_;

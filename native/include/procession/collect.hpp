@@ -91,12 +91,15 @@ inline u32 Arena::collect(Tag me, const Waiter& waiter) noexcept {
       if (b.kind == Kind::kLock || b.kind == Kind::kRLock) {
         UserLock& l = at<UserLock>(i);
         const Tag holder = l.word.load(std::memory_order_acquire) & kTagMask;
-        if (has_left(holder) && fate(holder, false) == Owner::kDied) orphan_lock(l, slots()[slot_index(holder)], holder);
+        if (has_left(holder) && fate(holder, false) == Owner::kDied)
+          orphan_lock(l, slots()[slot_index(holder)], holder);
         if ((l.word.load(std::memory_order_relaxed) & kTagMask) == kOrphaned) futex_wake(l.word, 1);
       } else if (b.kind == Kind::kSemaphore || b.kind == Kind::kBoundedSemaphore) {
         SemaphoreOps(*this, me).reclaim(at<SemaphoreState>(i), waiter);
       } else if (b.kind == Kind::kCondition) {
         ConditionOps(*this, me).sweep(at<ConditionState>(i), waiter);
+      } else if (b.kind == Kind::kBarrier) {
+        BarrierOps(*this, me).sweep(at<BarrierState>(i), waiter);
       } else if (b.kind == Kind::kJoinableQueue) {
         QueueOps(*this, me).scavenge(at<QueueState>(i), waiter);
       }

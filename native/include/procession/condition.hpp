@@ -45,8 +45,9 @@ class ConditionOps {
       spin_for(3'000, [&] { return e.value.load(std::memory_order_acquire) != waiting; });
     }
     for (IdleSlice slice; (e.value.load(std::memory_order_acquire) & kStateMask) == kWaiting;) {
-      r = waiter.may_wait() ? waiter.sleep(e.value, e.value.load(std::memory_order_relaxed) , slice.next(), waiter.deadline())
-                            : Wait::kTimeout;
+      r = waiter.may_wait()
+              ? waiter.sleep(e.value, e.value.load(std::memory_order_relaxed), slice.next(), waiter.deadline())
+              : Wait::kTimeout;
       if (r != Wait::kReady) break;
       if ((e.value.load(std::memory_order_acquire) & kStateMask) == kWaiting) sweep(c, waiter);
     }
@@ -82,7 +83,8 @@ class ConditionOps {
           if (first == nullptr || static_cast<i32>(v - first->value.load(std::memory_order_relaxed)) < 0) first = &e;
         });
         if (first == nullptr) break;
-        first->value.store((first->value.load(std::memory_order_relaxed) & ~kStateMask) | kNotified, std::memory_order_release);
+        first->value.store((first->value.load(std::memory_order_relaxed) & ~kStateMask) | kNotified,
+                           std::memory_order_release);
         batch[found] = first;
       }
       c.guard.unlock();
@@ -110,7 +112,8 @@ class ConditionOps {
 
  private:
   bool lock(ConditionState& c, const Waiter& waiter) const noexcept {
-    return c.guard.lock(arena_.slots(), me_, waiter) != Locked::kNo;  // every store leaves a good state: nothing to repair
+    return c.guard.lock(arena_.slots(), me_, waiter) !=
+           Locked::kNo;  // every store leaves a good state: nothing to repair
   }
 
   /// Under guard: empty the entries of the dead; returns how many notifications they had not taken.

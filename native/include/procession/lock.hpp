@@ -14,9 +14,9 @@ enum class Acquired : u8 { kNo, kYes, kOwnerDied, kInterrupted };
 struct UserLock {
   Object object;
   Atomic<u32> word;
-  u32 count;            ///< RLock: depth, written by the holder only
-  Atomic<u64> thread;   ///< RLock: thread of the holder
-  Atomic<i32> died_pid; ///< who died holding it: for the message, valid while the word is kOrphaned
+  u32 count;             ///< RLock: depth, written by the holder only
+  Atomic<u64> thread;    ///< RLock: thread of the holder
+  Atomic<i32> died_pid;  ///< who died holding it: for the message, valid while the word is kOrphaned
   Atomic<i32> died_exit;
   Atomic<u32> died_exit_known;
   char died_name[36];
@@ -35,7 +35,8 @@ class LockOps {
   /// `died`: tag of the holder that died, when the result is kOwnerDied.
   Acquired acquire(UserLock& l, const Waiter& waiter, Tag* died) const noexcept {
     if (try_acquire(l)) return Acquired::kYes;
-    if (waiter.may_wait() && spin_for(kSpin, [&] { return l.word.load(std::memory_order_relaxed) == 0 && try_acquire(l); })) {
+    if (waiter.may_wait() &&
+        spin_for(kSpin, [&] { return l.word.load(std::memory_order_relaxed) == 0 && try_acquire(l); })) {
       return Acquired::kYes;
     }
     for (bool first = true;; first = false) {
@@ -75,7 +76,9 @@ class LockOps {
     return true;
   }
 
-  bool held_by_me(const UserLock& l) const noexcept { return (l.word.load(std::memory_order_relaxed) & kTagMask) == me_; }
+  bool held_by_me(const UserLock& l) const noexcept {
+    return (l.word.load(std::memory_order_relaxed) & kTagMask) == me_;
+  }
 
  private:
   /// A holder that runs is mostly gone within this; measured: 4 us of spinning is what a futex sleep and wake cost.
@@ -92,8 +95,7 @@ inline void orphan_lock(UserLock& l, const Slot& s, Tag dead) noexcept {
   l.died_exit.store(s.exit_code.load(std::memory_order_relaxed), std::memory_order_relaxed);
   l.died_exit_known.store(s.exit_known.load(std::memory_order_relaxed), std::memory_order_relaxed);
   std::memcpy(l.died_name, s.name, sizeof l.died_name - 1);
-  while ((w & kTagMask) == dead && !l.word.compare_exchange_weak(w, (w & kWaiters) | kOrphaned)) {
-  }
+  while ((w & kTagMask) == dead && !l.word.compare_exchange_weak(w, (w & kWaiters) | kOrphaned)) {}
 }
 
 }  // namespace procession

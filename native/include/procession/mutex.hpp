@@ -7,7 +7,7 @@
 namespace procession {
 
 enum class Locked : u8 {
-  kNo,         ///< interrupted, or the way out of the wait was taken
+  kNo,  ///< interrupted, or the way out of the wait was taken
   kYes,
   kRecovered,  ///< held now, and the former holder died inside: repair what the mutex protects
 };
@@ -41,8 +41,8 @@ class Mutex {
     if (took) return Locked::kYes;
     // A call with a deadline may be late by this much when a holder was stopped (SIGSTOP) inside; without a deadline
     // there is the holder's return, its death, or a signal.
-    const i64 deadline = waiter.deadline() == kForever ? kForever
-                                                       : std::max(waiter.deadline(), now_ns() + 1'000 * kMillisecond);
+    const i64 deadline =
+        waiter.deadline() == kForever ? kForever : std::max(waiter.deadline(), now_ns() + 1'000 * kMillisecond);
     for (;;) {
       u32 w = word_.load(std::memory_order_relaxed);
       if ((w & kTagMask) == 0) {
@@ -77,8 +77,7 @@ class EventCount {
  public:
   u32 prepare() noexcept {
     u32 w = word_.load(std::memory_order_relaxed);
-    while (!word_.compare_exchange_weak(w, (w + 2) | 1, std::memory_order_seq_cst)) {
-    }
+    while (!word_.compare_exchange_weak(w, (w + 2) | 1, std::memory_order_seq_cst)) {}
     return (w + 2) | 1;
   }
 

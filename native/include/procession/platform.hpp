@@ -117,8 +117,8 @@ inline bool process_is_gone(pid_t pid, u64 start_ticks, u64 start_stack) noexcep
   if (kill(pid, 0) != 0 && errno == ESRCH) return true;
   const ProcStat s = read_proc_stat(pid);
   if (!s.found) return false;
-  if (start_ticks != 0 && s.start_ticks != start_ticks) return true;                            // the pid was reused
-  if (start_stack > 1 && s.start_stack > 1 && s.start_stack != start_stack) return true;       // it has called exec
+  if (start_ticks != 0 && s.start_ticks != start_ticks) return true;                      // the pid was reused
+  if (start_stack > 1 && s.start_stack > 1 && s.start_stack != start_stack) return true;  // it has called exec
   return (s.state == 'Z' || s.state == 'X' || s.state == 'x') && s.threads <= 1;
 }
 

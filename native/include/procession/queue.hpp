@@ -23,7 +23,7 @@ constexpr u8 kWrap = 0xff;
 /// Bytes in [tail, head) are complete and never change (I3). `next` is set once, when the ring is full: from then on `head`
 /// stays as it is.
 struct Ring {
-  u32 block;       ///< 0: the small ring inside the queue's own block
+  u32 block;  ///< 0: the small ring inside the queue's own block
   u32 units;
   Atomic<u32> next;
   u32 unused;
@@ -40,11 +40,13 @@ constexpr u32 end_count(u64 e) noexcept { return static_cast<u32>(e >> 32); }
 constexpr u32 end_pos(u64 e) noexcept { return static_cast<u32>(e); }
 
 /// A selectable end: somebody polls a pipe for this queue (connection.wait, asyncio). Whoever puts or gets writes a byte
-/// to it, found through /proc/<pid>/fd/<fd>, when it is armed.
+/// to it, found through /proc/<pid>/fd/<fd>, when it is armed. What is found there must still be that pipe: the number may
+/// belong to a file by now, and a byte written to it would damage it.
 struct Bell {
   Atomic<u32> tag;
   Atomic<i32> pid, fd;
   Atomic<u32> armed;  ///< kItems | kSpace
+  Atomic<u64> inode;
 };
 constexpr u32 kBells = 6;
 constexpr u32 kBellItems = 1, kBellSpace = 2;
@@ -62,7 +64,7 @@ struct QueueState {
   Atomic<u32> nput;      ///< cache of head's count
   alignas(64) Mutex get_lock;
   Atomic<u32> get_ring;
-  Atomic<u32> nget;      ///< cache of tail's count
+  Atomic<u32> nget;  ///< cache of tail's count
   // JoinableQueue: items taken and not yet done, oldest first, under get_lock.
   Atomic<u32> in_hand;   ///< block of the first Record
   u32 in_hand_last;      ///< cache: the last one
@@ -76,9 +78,9 @@ struct QueueState {
 constexpr u32 kQueueBlock = 2048;
 constexpr u32 kInlineUnits = 128;  // 1 KiB: an idle or low-traffic queue costs one 2 KiB block
 static_assert(sizeof(QueueState) + kInlineUnits * 8 <= kQueueBlock);
-constexpr u32 kSecondRing = 64 << 10;       // bytes; fits the L2 cache beside the program's own data
-constexpr u32 kLargestRing = 16 << 20;      // a longer backlog is a chain of these, freed one by one as it drains
-constexpr u32 kCourtesyFrom = 64 << 10;     // from this size on, a producer lets a running consumer catch up first
+constexpr u32 kSecondRing = 64 << 10;    // bytes; fits the L2 cache beside the program's own data
+constexpr u32 kLargestRing = 16 << 20;   // a longer backlog is a chain of these, freed one by one as it drains
+constexpr u32 kCourtesyFrom = 64 << 10;  // from this size on, a producer lets a running consumer catch up first
 
 /// A JoinableQueue's item in the hands of a consumer, kept until task_done(). `tag` 0: to be delivered again.
 /// Valid once the ring's tail has passed `number`: a consumer killed before that never took it.
@@ -133,9 +135,7 @@ class QueueOps {
       u64 h = r->head.load(std::memory_order_relaxed);
       const u32 first = end_count(h);
       u32 room = UINT32_MAX;
-      if (q.maxsize != 0) {
-        room = q.maxsize - std::min(q.maxsize, first - q.nget.load(std::memory_order_acquire));
-      }
+      if (q.maxsize != 0) { room = q.maxsize - std::min(q.maxsize, first - q.nget.load(std::memory_order_acquire)); }
       for (; *done < n; ++*done) {
         if (room-- == 0) {
           result = Put::kFull;
@@ -299,7 +299,8 @@ class QueueOps {
     return end_pos(r.head.load(std::memory_order_acquire)) != end_pos(r.tail.load(std::memory_order_relaxed)) ||
            r.next.load(std::memory_order_acquire) != 0 ||
            q.get_ring.load(std::memory_order_relaxed) != g ||  // that ring was drained and left while we looked
-           q.returned.load(std::memory_order_relaxed) != 0 || (q.flags.load(std::memory_order_relaxed) & kQueueShutDown) != 0;
+           q.returned.load(std::memory_order_relaxed) != 0 ||
+           (q.flags.load(std::memory_order_relaxed) & kQueueShutDown) != 0;
   }
 
   // --- state ----------------------------------------------------------------------------------------------------------
@@ -331,8 +332,8 @@ class QueueOps {
   }
 
   bool full(const QueueState& q) const noexcept {
-    return q.maxsize != 0 && static_cast<i32>(q.nput.load(std::memory_order_acquire) - q.nget.load(std::memory_order_acquire)) >=
-                                 static_cast<i32>(q.maxsize);
+    return q.maxsize != 0 && static_cast<i32>(q.nput.load(std::memory_order_acquire) -
+                                              q.nget.load(std::memory_order_acquire)) >= static_cast<i32>(q.maxsize);
   }
 
   /// No put succeeds from now on; get goes on until the queue is empty, or not at all when `immediate`.
@@ -408,7 +409,8 @@ class QueueOps {
 
   u32 unfinished(QueueState& q) const noexcept {
     u32 n = q.nput.load(std::memory_order_acquire) - q.nget.load(std::memory_order_acquire);
-    for (u32 i = q.in_hand.load(std::memory_order_acquire); i != 0; i = record(i).next.load(std::memory_order_acquire)) ++n;
+    for (u32 i = q.in_hand.load(std::memory_order_acquire); i != 0; i = record(i).next.load(std::memory_order_acquire))
+      ++n;
     return n;
   }
 
@@ -436,6 +438,8 @@ class QueueOps {
       Tag t = b.tag.load(std::memory_order_acquire);
       if ((t == 0 || arena_.gone(t, true)) && b.tag.compare_exchange_strong(t, me_)) {
         b.armed.store(0, std::memory_order_relaxed);
+        struct stat st;
+        b.inode.store(fstat(fd, &st) == 0 ? st.st_ino : 0, std::memory_order_relaxed);
         b.pid.store(getpid(), std::memory_order_relaxed);
         b.fd.store(fd, std::memory_order_release);
         return static_cast<int>(i);
@@ -465,8 +469,7 @@ class QueueOps {
   void repair_put(QueueState& q) const noexcept {
     const Waiter patient(0, {});
     Locked l;
-    while ((l = q.get_lock.lock(arena_.slots(), me_, patient)) == Locked::kNo) {
-    }
+    while ((l = q.get_lock.lock(arena_.slots(), me_, patient)) == Locked::kNo) {}
     if (l == Locked::kRecovered) repair_get(q);
     Ring* r = &ring_at(q, q.put_ring.load(std::memory_order_relaxed));
     for (u32 next; (next = r->next.load(std::memory_order_acquire)) != 0;) {
@@ -487,7 +490,8 @@ class QueueOps {
       next = rec.next.load(std::memory_order_relaxed);
       arena_.block(i).owner.store(kOwnedByQueue, std::memory_order_relaxed);
       q.in_hand_last = i;
-      if (static_cast<i32>(count - rec.number) <= 0) {  // its consumer died before it took the item: the ring still has it
+      if (static_cast<i32>(count - rec.number) <=
+          0) {  // its consumer died before it took the item: the ring still has it
         unlink(q, i, before);
         arena_.free(me_, i, Waiter(0, {}));
         continue;
@@ -505,7 +509,8 @@ class QueueOps {
       if (next == 0) break;
       i = next;
     }
-    for (u32 i = q.in_hand.load(std::memory_order_acquire); i != 0; i = record(i).next.load(std::memory_order_acquire)) {
+    for (u32 i = q.in_hand.load(std::memory_order_acquire); i != 0;
+         i = record(i).next.load(std::memory_order_acquire)) {
       if (i == block) return true;
     }
     return false;
@@ -514,7 +519,8 @@ class QueueOps {
   u32 return_items(QueueState& q, bool ask_kernel) const noexcept {
     u32 back = 0;
     Tag alive = me_;
-    for (u32 i = q.in_hand.load(std::memory_order_relaxed); i != 0; i = record(i).next.load(std::memory_order_relaxed)) {
+    for (u32 i = q.in_hand.load(std::memory_order_relaxed); i != 0;
+         i = record(i).next.load(std::memory_order_relaxed)) {
       const Tag t = record(i).tag.load(std::memory_order_relaxed);
       if (t == 0 || t == alive) continue;
       if (!arena_.gone(t, ask_kernel)) {
@@ -685,7 +691,8 @@ class QueueOps {
     Ring* r = nullptr;
     u32 pos = 0;
     if (!front(q, &r, &pos)) {
-      if (joinable && q.in_hand.load(std::memory_order_relaxed) != 0 && return_items(q, true) != 0) return get_returned(q, out);
+      if (joinable && q.in_hand.load(std::memory_order_relaxed) != 0 && return_items(q, true) != 0)
+        return get_returned(q, out);
       return empty_result(q);
     }
     const Message& m = message_at(*r, pos);
@@ -724,7 +731,8 @@ class QueueOps {
   }
 
   Get get_returned(QueueState& q, Incoming& out) const noexcept {
-    for (u32 i = q.in_hand.load(std::memory_order_relaxed); i != 0; i = record(i).next.load(std::memory_order_relaxed)) {
+    for (u32 i = q.in_hand.load(std::memory_order_relaxed); i != 0;
+         i = record(i).next.load(std::memory_order_relaxed)) {
       Record& rec = record(i);
       if (rec.tag.load(std::memory_order_relaxed) != 0) continue;
       out.len = rec.message.len;
@@ -760,13 +768,21 @@ class QueueOps {
   void ring_bells(QueueState& q, u32 what) const noexcept {
     q.bells_armed.fetch_and(~what, std::memory_order_seq_cst);
     for (Bell& b : q.bell) {
-      if (b.tag.load(std::memory_order_acquire) == 0 || (b.armed.fetch_and(~what, std::memory_order_seq_cst) & what) == 0) continue;
+      if (b.tag.load(std::memory_order_acquire) == 0 ||
+          (b.armed.fetch_and(~what, std::memory_order_seq_cst) & what) == 0)
+        continue;
       char path[64];
-      std::snprintf(path, sizeof path, "/proc/%d/fd/%d", b.pid.load(std::memory_order_relaxed), b.fd.load(std::memory_order_relaxed));
+      std::snprintf(path, sizeof path, "/proc/%d/fd/%d", b.pid.load(std::memory_order_relaxed),
+                    b.fd.load(std::memory_order_relaxed));
+      const u64 inode = b.inode.load(std::memory_order_relaxed);
+      struct stat st;
+      if (stat(path, &st) != 0 || !S_ISFIFO(st.st_mode) || st.st_ino != inode) continue;  // do not even open another file
       const int fd = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
       if (fd < 0) continue;  // it is gone, or its /proc is hidden from us: then it polls
       const char byte = 1;
-      [[maybe_unused]] const ssize_t n = ::write(fd, &byte, 1);
+      if (fstat(fd, &st) == 0 && S_ISFIFO(st.st_mode) && st.st_ino == inode) {
+        [[maybe_unused]] const ssize_t n = ::write(fd, &byte, 1);
+      }
       close(fd);
     }
   }

@@ -11,10 +11,10 @@ using Tag = u32;
 
 constexpr u32 kWaiters = 1u << 31;
 constexpr u32 kTagMask = kWaiters - 1;
-constexpr u32 kMaxSlots = 0xfff0;          // higher indexes are the special owners below
-constexpr Tag kOrphaned = 0x7fff'fff1;     ///< lock word: the owner died and its slot has been given back since
-constexpr Tag kOwnedByQueue = 0x7fff'fff2; ///< block owner: a part of the object `parent`
-constexpr Tag kOwnedByHolders = 0x7fff'fff3; ///< block owner: an object; lives while a process holds a handle
+constexpr u32 kMaxSlots = 0xfff0;             // higher indexes are the special owners below
+constexpr Tag kOrphaned = 0x7fff'fff1;        ///< lock word: the owner died and its slot has been given back since
+constexpr Tag kOwnedByQueue = 0x7fff'fff2;    ///< block owner: a part of the object `parent`
+constexpr Tag kOwnedByHolders = 0x7fff'fff3;  ///< block owner: an object; lives while a process holds a handle
 
 constexpr u32 slot_index(Tag t) noexcept { return t & 0xffff; }
 constexpr u32 slot_gen(Tag t) noexcept { return (t >> 16) & 0x7fff; }
@@ -35,8 +35,8 @@ struct alignas(256) Slot {
   Atomic<u64> start_ticks;
   Atomic<u64> start_stack;
   u64 pidns;
-  Atomic<u32> parent;      ///< tag of the process that forked it, 0 when unknown
-  Atomic<i32> exit_code;   ///< as in Process.exitcode, once somebody has told (record_exit)
+  Atomic<u32> parent;     ///< tag of the process that forked it, 0 when unknown
+  Atomic<i32> exit_code;  ///< as in Process.exitcode, once somebody has told (record_exit)
   Atomic<u32> exit_known;
   char name[64];
 
