@@ -239,7 +239,19 @@ def runs(pid):
         return False
 
 
-EXPERIMENTS = {"R1": r1, "R2": r2, "R2-Pool": r2_pool, "R3": r3, "R4": r4, "R5": r5, "R6": r6, "R7": r7, "R8": r8, "R9": r9, "R10": r10}
+EXPERIMENTS = {
+    "R1": r1,
+    "R2": r2,
+    "R2-Pool": r2_pool,
+    "R3": r3,
+    "R4": r4,
+    "R5": r5,
+    "R6": r6,
+    "R7": r7,
+    "R8": r8,
+    "R9": r9,
+    "R10": r10,
+}
 
 
 def run_one(name, library, method):
@@ -298,7 +310,9 @@ def main():
         if args.here:
             run_one(name, args.library, args.start_method)
         print(f"{name:<8}{EXPERIMENTS[name].__doc__}")
-        print(textwrap.indent(textwrap.fill(run_apart(name, args.library, args.start_method), 100), " " * 8), flush=True)
+        print(
+            textwrap.indent(textwrap.fill(run_apart(name, args.library, args.start_method), 100), " " * 8), flush=True
+        )
 
 
 if __name__ == "__main__":
