@@ -256,6 +256,9 @@ PyObject* handle_reduce(PyObject* self, PyObject*) noexcept {
 
 namespace {
 
+PyTypeObject* native_types[16];  // those of ours that handles can be of: see add_type()
+u32 native_count = 0;
+
 PyObject* raise_handle(const char* cls, PyTypeObject* type, u32 block, const char* text) noexcept {
   PyObject* c = error_class(cls);
   if (c == nullptr) return nullptr;
@@ -288,13 +291,19 @@ PyObject* rebuild(PyObject*, PyObject* args) noexcept {
   Object& object = v->arena.at<Object>(block);
   // The native base's tp_new: a subclass's own __new__ may want arguments, and is not for unpickling.
   PyTypeObject* native = type;
-  while (native != nullptr && (native->tp_flags & Py_TPFLAGS_HEAPTYPE) && native->tp_dealloc != handle_dealloc)
-    native = native->tp_base;
-  PyObject* none = native == nullptr || native->tp_dealloc != handle_dealloc ? nullptr : PyTuple_New(0);
-  if (none == nullptr) {
-    if (!PyErr_Occurred()) PyErr_Format(PyExc_TypeError, "%s is no class of procession", type->tp_name);
+  const auto is_native = [](PyTypeObject* t) {
+    for (u32 i = 0; i < native_count; ++i) {
+      if (native_types[i] == t) return true;
+    }
+    return false;
+  };
+  while (native != nullptr && !is_native(native)) native = native->tp_base;
+  if (native == nullptr) {
+    PyErr_Format(PyExc_TypeError, "%s is no class of procession", type->tp_name);
     return nullptr;
   }
+  PyObject* none = PyTuple_New(0);
+  if (none == nullptr) return nullptr;
   PyObject* self = native->tp_new(type, none, nullptr);
   Py_DECREF(none);
   if (self == nullptr) return nullptr;
@@ -395,6 +404,7 @@ bool add_type(PyObject* module, PyType_Spec* spec, PyTypeObject** type, PyTypeOb
   PyObject* t = PyType_FromSpecWithBases(spec, reinterpret_cast<PyObject*>(base));
   if (t == nullptr) return false;
   *type = reinterpret_cast<PyTypeObject*>(t);
+  if (native_count < sizeof native_types / sizeof *native_types) native_types[native_count++] = *type;
   return PyModule_AddType(module, *type) == 0;
 }
 

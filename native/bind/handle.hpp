@@ -44,6 +44,7 @@ class PyWaiter {
   ~PyWaiter() { resume(); }
 
   operator const Waiter&() const noexcept { return waiter_; }
+  const Waiter& operator*() const noexcept { return waiter_; }
   const Waiter* operator->() const noexcept { return &waiter_; }
 
   /// Have the GIL again.

@@ -160,7 +160,10 @@ PyObject* put_many(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyOb
   u64 bytes = 0;
   for (size_t i = 0; ok && i < n && i < static_cast<size_t>(PySequence_Fast_GET_SIZE(items)); ++i) {
     Encoded e;
-    if (!(ok = e.encode(PySequence_Fast_GET_ITEM(items, static_cast<Py_ssize_t>(i))))) break;
+    PyObject* item = Py_NewRef(PySequence_Fast_GET_ITEM(items, static_cast<Py_ssize_t>(i)));  // a reducer may empty the list
+    ok = e.encode(item);
+    Py_DECREF(item);
+    if (!ok) break;
     out.push_back(e.outgoing());
     const Outgoing& o = out.back();
     bytes += o.len;
@@ -208,7 +211,8 @@ PyObject* put_many(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyOb
 constexpr u32 kOnStack = 2048;
 
 /// One message taken and decoded; nullptr with an exception, kEmpty included.
-PyObject* get_one(QueueObject* q, i64 deadline) noexcept {
+/// `undisturbed`: signals are left to be handled after the call, for items taken before would go down with it.
+PyObject* get_one(QueueObject* q, i64 deadline, bool undisturbed = false) noexcept {
   char stack[kOnStack];
   PyObject* bytes = nullptr;
   Incoming in{stack, sizeof stack, 0, 0};
@@ -216,8 +220,9 @@ PyObject* get_one(QueueObject* q, i64 deadline) noexcept {
   QueueState& s = q->state();
   const bool joinable = q->joinable();
   PyWaiter waiter(deadline);
+  const Waiter way = undisturbed ? waiter->undisturbed() : *waiter;
   for (;;) {
-    const Get r = ops.try_get(s, joinable, in, waiter);
+    const Get r = ops.try_get(s, joinable, in, way);
     if (r == Get::kDone) break;
     Wait w = Wait::kTimeout;
     switch (r) {
@@ -230,7 +235,7 @@ PyObject* get_one(QueueObject* q, i64 deadline) noexcept {
         in.capacity = in.len;
         continue;
       case Get::kEmpty:
-        if (deadline != 0) w = ops.wait_items(s, joinable, waiter);
+        if (deadline != 0) w = ops.wait_items(s, joinable, way);
         if (w == Wait::kReady) continue;
         waiter.resume();
         Py_XDECREF(bytes);
@@ -310,6 +315,39 @@ bool get_batch(QueueObject* q, u32 n, PyObject* list, const Waiter& waiter, std:
   return ok;
 }
 
+/// Up to `n` items in all, without waiting. The signals that come meanwhile are handled after the call.
+bool get_more(QueueObject* q, Py_ssize_t n, PyObject* list) {
+  const auto one = [&] {
+    PyObject* value = get_one(q, 0, true);
+    if (value == nullptr) {
+      const bool none = PyErr_ExceptionMatches(empty_error) || PyErr_ExceptionMatches(shut_down_error);
+      if (none) PyErr_Clear();
+      return none ? 0 : -1;
+    }
+    const int failed = PyList_Append(list, value);
+    Py_DECREF(value);
+    return failed != 0 ? -1 : 1;
+  };
+  std::vector<char> buffer;
+  PyWaiter waiter(0);
+  while (PyList_GET_SIZE(list) < n) {
+    const Py_ssize_t before = PyList_GET_SIZE(list);
+    u64 need = 0;
+    if (!q->joinable()) {
+      if (buffer.empty()) buffer.resize(64 << 10);
+      const bool ok = get_batch(q, static_cast<u32>(std::min<Py_ssize_t>(n - before, INT32_MAX)), list, waiter->undisturbed(), buffer, &need);
+      waiter.resume();
+      if (!ok) return false;
+      if (PyList_GET_SIZE(list) != before) continue;
+      if (need == 0) return true;
+    }
+    // Joinable, or longer than the buffer.
+    const int r = one();
+    if (r <= 0) return r == 0;
+  }
+  return true;
+}
+
 PyObject* get_many(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) noexcept {
   QueueObject* q = queue(self);
   if (!check_open(q)) return nullptr;
@@ -336,41 +374,18 @@ PyObject* get_many(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyOb
     return nullptr;
   }
   Py_DECREF(first);
-  std::vector<char> buffer(64 << 10);
-  PyWaiter waiter(0);
-  while (PyList_GET_SIZE(list) < n) {
-    const Py_ssize_t before = PyList_GET_SIZE(list);
-    if (q->joinable()) {
-      PyObject* value = get_one(q, 0);
-      if (value == nullptr) {
-        if (!PyErr_ExceptionMatches(empty_error) && !PyErr_ExceptionMatches(shut_down_error)) Py_CLEAR(list);
-        if (list != nullptr) PyErr_Clear();
-        return list;
-      }
-      const int failed = PyList_Append(list, value);
-      Py_DECREF(value);
-      if (failed != 0) {
-        Py_DECREF(list);
-        return nullptr;
-      }
-      continue;
+  try {
+    if (!get_more(q, n, list)) {
+      // An item that cannot be unpickled must not take the others of its batch with it.
+      PyObject *type, *error, *traceback;
+      PyErr_Fetch(&type, &error, &traceback);
+      PyErr_NormalizeException(&type, &error, &traceback);
+      if (error != nullptr && PyObject_SetAttrString(error, "items_taken", list) != 0) PyErr_Clear();
+      PyErr_Restore(type, error, traceback);
+      Py_CLEAR(list);
     }
-    u64 need = 0;
-    const bool ok = get_batch(q, static_cast<u32>(std::min<long>(n - before, INT32_MAX)), list, waiter, buffer, &need);
-    waiter.resume();
-    if (!ok) {
-      Py_DECREF(list);
-      return nullptr;
-    }
-    if (PyErr_Occurred() !=
-        nullptr) {  // a signal handler raised: what was taken is not lost, the error comes next time
-      Py_DECREF(list);
-      return nullptr;
-    }
-    if (PyList_GET_SIZE(list) == before) {
-      if (need <= buffer.size()) break;
-      buffer.resize(need);
-    }
+  } catch (const std::bad_alloc&) {
+    // What was taken is returned; the rest is still in the queue.
   }
   return list;
 }

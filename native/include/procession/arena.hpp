@@ -243,7 +243,7 @@ class Arena {
   /// One more handle of `who` (this process, or its child to be). False: interrupted, or no memory for the entry.
   bool hold(Tag me, Object& o, Tag who, u32 count, const Waiter& waiter) noexcept {
     if (o.guard.lock(slots(), me, waiter) == Locked::kNo) return false;
-    RosterEntry* e = roster_entry(me, o.holders, o.block, who, true, waiter);
+    RosterEntry* e = roster_entry(me, o.holders, o.block, who, true, waiter.undisturbed());
     if (e != nullptr) {
       const u32 had = e->tag.load(std::memory_order_relaxed) == who ? e->value.load(std::memory_order_relaxed) : 0;
       e->value.store(had + count, std::memory_order_relaxed);

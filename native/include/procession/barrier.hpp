@@ -45,7 +45,7 @@ class BarrierOps {
       } else {
         end_generation(b, kReleased);
       }
-    } else if ((*entry = arena_.empty_entry(me_, b.waiters, b.object.block, waiter)) != nullptr) {
+    } else if ((*entry = arena_.empty_entry(me_, b.waiters, b.object.block, waiter.undisturbed())) != nullptr) {
       (*entry)->value.store(kWaiting, std::memory_order_relaxed);
       (*entry)->tag.store(me_, std::memory_order_release);
     } else {

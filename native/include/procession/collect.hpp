@@ -48,9 +48,10 @@ inline void Arena::release_slot(u32 i) noexcept {
   s.pid.store(0, std::memory_order_release);  // last: it is what claims a slot
 }
 
-inline u32 Arena::collect(Tag me, const Waiter& waiter) noexcept {
+inline u32 Arena::collect(Tag me, const Waiter& caller) noexcept {
   Header& h = header();
-  if (h.collect.lock(slots(), me, waiter) == Locked::kNo) return 0;
+  if (h.collect.lock(slots(), me, caller) == Locked::kNo) return 0;
+  const Waiter waiter = caller.undisturbed();
   h.departures.store(0, std::memory_order_relaxed);
 
   // Who has left? Found dead, or said goodbye and ended.

@@ -28,7 +28,7 @@ class ConditionOps {
   /// Join the line; the caller holds the condition's lock. nullptr: interrupted, or the arena is full.
   RosterEntry* enqueue(ConditionState& c, const Waiter& waiter) const noexcept {
     if (!lock(c, waiter)) return nullptr;
-    RosterEntry* e = arena_.empty_entry(me_, c.waiters, c.object.block, waiter);
+    RosterEntry* e = arena_.empty_entry(me_, c.waiters, c.object.block, waiter.undisturbed());
     if (e != nullptr) {
       e->value.store(c.seq++ << 2 | kWaiting, std::memory_order_relaxed);
       e->tag.store(me_, std::memory_order_release);

@@ -147,7 +147,7 @@ class QueueOps {
         if (at == kNoRoom) {
           // What was written so far becomes visible before the ring is left for good.
           r->head.store(h, std::memory_order_release);
-          Ring* larger = grow(q, *r, need, waiter);
+          Ring* larger = grow(q, *r, need, waiter.undisturbed());
           if (larger == nullptr) {
             result = Put::kNoMemory;
             break;
@@ -701,7 +701,7 @@ class QueueOps {
     if (m.len > out.capacity) return Get::kTooSmall;
     const u32 count = end_count(r->tail.load(std::memory_order_relaxed)) + 1;
     u32 rec = 0;
-    if (joinable && (rec = take_in_hand(q, m, count - 1, waiter)) == 0) return Get::kNoMemory;
+    if (joinable && (rec = take_in_hand(q, m, count - 1, waiter.undisturbed())) == 0) return Get::kNoMemory;
     if (m.len > kLongCopy) waiter.before_sleep();
     std::memcpy(out.data, &m + 1, m.len);
     const u32 end = pos + 1 + (m.len + 7) / 8;

@@ -31,6 +31,14 @@ class Waiter {
     if (hooks_.before_sleep != nullptr) hooks_.before_sleep(hooks_.self);
   }
 
+  /// The same wait without the look for signals: for what is done under an internal mutex (I6: no Python runs there; a
+  /// signal handler that uses the same object would wait for its own process).
+  Waiter undisturbed() const noexcept {
+    Waiter w = *this;
+    w.hooks_.interrupted = nullptr;
+    return w;
+  }
+
   /// Sleep on `word == seen` until woken, the end of a slice, the deadline or a signal.
   /// kReady means: look again (woken, or the slice has ended).
   Wait sleep(Atomic<u32>& word, u32 seen, i64 slice, i64 deadline) const noexcept {
