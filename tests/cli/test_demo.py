@@ -62,6 +62,15 @@ def test_one_survivor_is_enough(files: list[str]) -> None:
     assert outcome.total == _wordcount.add_up({path: _wordcount.count_file(path) for path in files})
 
 
+def test_worker_that_dies_unasked_is_an_error_and_no_endless_wait(files: list[str], monkeypatch) -> None:
+    def fall_over(path: str) -> dict[str, int]:
+        raise LookupError(f"no words in {path}")
+
+    monkeypatch.setattr(_wordcount, "count_file", fall_over)
+    with pytest.raises(LookupError, match="no words in"):
+        _wordcount.count_by_workers(files, procession.get_context("fork"), 2)
+
+
 def good_outcome(files: list[str]) -> tuple[_wordcount.Outcome, dict[str, dict[str, int]]]:
     alone = {path: _wordcount.count_file(path) for path in files}
     error = procession.ProcessDiedError("worker-3", 1, -9)

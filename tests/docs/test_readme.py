@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import procession
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BEHAVIOUR = (ROOT / "docs" / "behaviour.md").read_text(encoding="utf-8")
@@ -96,3 +98,21 @@ def test_experiment_has_the_same_outcome_under_every_start_method(name: str, sta
     done = run(["examples/before_after.py", "procession", name, "--start-method", start_method], FOR_EVER="60")
     actual = re.sub(r"\s+", " ", " ".join(done.stdout.splitlines()[1:])).strip()
     assert re.fullmatch(re.escape(expected).replace("…", ".*"), actual), done.stderr
+
+
+class TwoArgumentsError(Exception):
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def raise_two_arguments() -> None:
+    raise TwoArgumentsError("one", "two")
+
+
+def test_r7_of_a_process_is_a_remote_error(ctx) -> None:
+    """The half of R7 that is true today: an exception that cannot be unpickled is no hang."""
+    with ctx.Process(target=raise_two_arguments) as process, pytest.raises(procession.RemoteError) as caught:
+        process.result(timeout=60)
+    assert "TwoArgumentsError" in caught.value.type_name
+    assert caught.value.message == "one and two"
+    assert "raise_two_arguments" in caught.value.traceback

@@ -33,6 +33,9 @@ __all__ = ["Outcome", "count_by_workers", "count_file", "library_files"]
 #: Longest wait for the next result. Far more than a loaded machine needs for a file; not a target.
 PATIENCE_S = 60.0
 
+#: So long without a result, and the parent looks whether a worker has died. Arbitrary.
+_LOOK_ROUND_S = 1.0
+
 _WORD = re.compile(r"\w+")
 
 
@@ -183,11 +186,7 @@ def _collect(
 ) -> None:
     """Take results until `number` files have one; kill the worker that says that it holds a file."""
     while len(outcome.counts) < number:
-        try:
-            kind, name, path, words = channels.results.get(timeout=PATIENCE_S)
-        except queue.Empty:
-            done = f"{len(outcome.counts)} of {number}"
-            raise RuntimeError(f"no result for {PATIENCE_S:.0f} s; {done} files are counted") from None
+        kind, name, path, words = _next_result(outcome, channels, processes)
         if kind == "holds":
             outcome.killed, outcome.held = name, path
             outcome.error = _kill(processes[name], path, say)
@@ -200,6 +199,20 @@ def _collect(
             if path == outcome.held:
                 outcome.taken_over_by = name
                 say(f"{os.path.basename(path)} went back to the queue, and {name} has counted it")
+
+
+def _next_result(outcome: Outcome, channels: Channels, processes: dict[str, Any]) -> Any:
+    """Wait for the next result; not for a worker that has died and was not meant to, for that its error is raised."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        try:
+            return channels.results.get(timeout=_LOOK_ROUND_S)
+        except queue.Empty:
+            for name, process in processes.items():
+                if name != outcome.killed and not process.is_alive():
+                    process.result(timeout=PATIENCE_S)  # raises what happened to it
+                    raise RuntimeError(f"{name} has ended before its work was done") from None
+    raise RuntimeError(f"no result for {PATIENCE_S:.0f} s; {len(outcome.counts)} files are counted")
 
 
 def _kill(victim: Any, path: str, say: Callable[[str], None]) -> procession.ProcessDiedError | None:
