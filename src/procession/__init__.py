@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     set_executable = _default_context.set_executable
     set_forkserver_preload = _default_context.set_forkserver_preload
     set_start_method = _default_context.set_start_method
+del TYPE_CHECKING  # what is public here is in __all__
 
 __all__ = [
     "ArenaFullError",
