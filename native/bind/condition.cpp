@@ -12,34 +12,63 @@ Handle* handle(PyObject* self) noexcept { return reinterpret_cast<Handle*>(self)
 ConditionState& state(PyObject* self) noexcept { return handle(self)->state<ConditionState>(); }
 ConditionOps ops(PyObject* self) noexcept { return ConditionOps(handle(self)->view->arena, handle(self)->view->me); }
 
-/// A place in the line travels to Python and back as its distance from the object.
-PyObject* join(PyObject* self, PyObject*) noexcept {
-  if (!check_handle(handle(self))) return nullptr;
-  PyWaiter waiter(kForever);
-  RosterEntry* e = ops(self).enqueue(state(self), waiter);
-  waiter.resume();
-  if (e == nullptr) return PyErr_Occurred() ? nullptr : raise_no_memory(handle(self)->view, sizeof(RosterChunk));
-  return PyLong_FromSsize_t(reinterpret_cast<char*>(e) - reinterpret_cast<char*>(&state(self)));
-}
+PyObject* call(PyObject* object, const char* method) noexcept { return PyObject_CallMethod(object, method, nullptr); }
 
+/// wait(lock, timeout=None) -> bool: the whole of Condition.wait, here and not in Python, so that no signal handler can
+/// raise between joining the line and leaving it: the next notification would go to nobody.
 PyObject* wait(PyObject* self, PyObject* args) noexcept {
   if (!check_handle(handle(self))) return nullptr;
-  Py_ssize_t place = 0;
+  PyObject* lock = nullptr;
   PyObject* timeout = nullptr;
   i64 deadline = kForever;
-  if (!PyArg_ParseTuple(args, "n|O", &place, &timeout)) return nullptr;
-  auto* e = reinterpret_cast<RosterEntry*>(reinterpret_cast<char*>(&state(self)) + place);
-  if (!parse_timeout(timeout, &deadline)) {
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    ops(self).wait(state(self), *e, patient());  // out of the line again
-    PyErr_Restore(type, value, traceback);
-    return nullptr;
-  }
+  if (!PyArg_ParseTuple(args, "O|O", &lock, &timeout) || !parse_timeout(timeout, &deadline)) return nullptr;
+  PyObject* counted = call(lock, "_count");
+  const long depth = counted == nullptr ? -1 : PyLong_AsLong(counted);
+  Py_XDECREF(counted);
+  if (depth == -1 && PyErr_Occurred()) return nullptr;
+  ConditionState& c = state(self);
+  const ConditionOps o = ops(self);
   PyWaiter waiter(deadline);
-  const Wait r = ops(self).wait(state(self), *e, waiter);
-  waiter.resume();
-  return r == Wait::kInterrupted ? nullptr : PyBool_FromLong(r == Wait::kReady);
+  RosterEntry* e = nullptr;
+  {
+    PyWaiter way(kForever);
+    e = o.enqueue(c, way);
+  }
+  if (e == nullptr) return PyErr_Occurred() ? nullptr : raise_no_memory(handle(self)->view, sizeof(RosterChunk));
+  Wait r = Wait::kInterrupted;
+  long released = 0;
+  for (; released < depth; ++released) {
+    PyObject* done = call(lock, "release");
+    if (done == nullptr) break;
+    Py_DECREF(done);
+  }
+  bool in_line = true;
+  if (released == depth) {
+    r = o.await_notice(c, *e, waiter);
+    waiter.resume();
+    in_line = r == Wait::kReady;
+  }
+  PyObject *type, *error, *traceback;
+  PyErr_Fetch(&type, &error, &traceback);
+  bool again = true;
+  for (; again && released > 0; --released) {
+    PyObject* done = call(lock, "acquire");
+    again = done != nullptr;
+    Py_XDECREF(done);
+  }
+  if (in_line) {
+    PyObject *type2, *error2, *traceback2;
+    PyErr_Fetch(&type2, &error2, &traceback2);
+    o.leave(c, *e, again && type == nullptr);
+    PyErr_Restore(type2, error2, traceback2);
+  }
+  if (type != nullptr && again) PyErr_Restore(type, error, traceback);
+  else if (type != nullptr) {  // an error on the way back: the later one, as a `finally` has it
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(traceback);
+  }
+  return PyErr_Occurred() ? nullptr : PyBool_FromLong(r == Wait::kReady);
 }
 
 PyObject* notify(PyObject* self, PyObject* arg) noexcept {
@@ -70,9 +99,8 @@ int init(PyObject* self, PyObject* args, PyObject* kwargs) noexcept {
 }
 
 PyMethodDef methods[] = {
-    {"join", join, METH_NOARGS, "Take a place in the line."},
     {"wait", wait, METH_VARARGS,
-     "wait(place, timeout=None) -> bool: wait to be notified; leaves the line in any case."},
+     "wait(lock, timeout=None) -> bool: let the lock go, wait to be notified, take the lock again."},
     {"notify", notify, METH_O, "Wake the n that have waited longest; returns how many there were."},
     {"waiting", waiting, METH_NOARGS, "How many wait."},
     {"__reduce__", handle_reduce, METH_NOARGS, nullptr},

@@ -7,7 +7,7 @@ namespace procession {
 
 /// Each waiting thread has an entry; its value is seq << 2 | state and is the futex it sleeps on.
 ///
-///   empty (tag 0) --enqueue--> kWaiting --notify--> kNotified --the waiter--> empty
+///   empty (tag 0) --enqueue--> kWaiting --notify--> kNotified --the waiter, once it has the lock--> empty
 ///                                  \--timeout, signal----------------------> empty
 ///
 /// notify() picks the n lowest seq. A waiter that dies with its notification untaken is found by the next one that looks
@@ -37,8 +37,9 @@ class ConditionOps {
     return e;
   }
 
-  /// Wait to be notified, without the condition's lock; leaves the line in any case.
-  Wait wait(ConditionState& c, RosterEntry& e, const Waiter& waiter) const noexcept {
+  /// Wait to be notified, without the condition's lock. kReady: notified, and still in the line until leave(), so that a
+  /// kill before the waiter has the lock again passes the notification on. Otherwise it is out of the line.
+  Wait await_notice(ConditionState& c, RosterEntry& e, const Waiter& waiter) const noexcept {
     Wait r = Wait::kReady;
     const u32 waiting = e.value.load(std::memory_order_relaxed);
     if ((waiting & kStateMask) == kWaiting && waiter.may_wait()) {
@@ -51,19 +52,29 @@ class ConditionOps {
       if (r != Wait::kReady) break;
       if ((e.value.load(std::memory_order_acquire) & kStateMask) == kWaiting) sweep(c, waiter);
     }
-    if (r == Wait::kReady) {
-      e.tag.store(0, std::memory_order_release);
-      return r;
-    }
+    if (r == Wait::kReady) return r;
     // Leaving early: a notification that came meanwhile is taken after a timeout, and handed on after a signal.
     const Waiter patient;
     lock(c, patient);
     const bool notified = (e.value.load(std::memory_order_relaxed) & kStateMask) == kNotified;
-    e.tag.store(0, std::memory_order_release);
+    const bool taken = notified && r == Wait::kTimeout;
+    if (!taken) e.tag.store(0, std::memory_order_release);
     c.guard.unlock();
-    if (!notified) return r;
-    if (r == Wait::kTimeout) return Wait::kReady;
-    notify(c, 1, patient);
+    if (taken) return Wait::kReady;
+    if (notified) notify(c, 1, patient);
+    return r;
+  }
+
+  /// Out of the line after kReady; a notification that is not `taken` goes to the next.
+  void leave(ConditionState& c, RosterEntry& e, bool taken) const noexcept {
+    e.tag.store(0, std::memory_order_release);
+    if (!taken) notify(c, 1, Waiter());
+  }
+
+  /// Both, for waiters that have no lock to take.
+  Wait wait(ConditionState& c, RosterEntry& e, const Waiter& waiter) const noexcept {
+    const Wait r = await_notice(c, e, waiter);
+    if (r == Wait::kReady) leave(c, e, true);
     return r;
   }
 

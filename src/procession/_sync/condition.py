@@ -70,15 +70,7 @@ class Condition:
         """
         if not self._lock._is_mine():
             raise AssertionError("must acquire() condition before using wait()")
-        place = self._line.join()
-        depth = self._lock._count()
-        for _ in range(depth):
-            self._lock.release()
-        try:
-            return self._line.wait(place, timeout)
-        finally:
-            for _ in range(depth):
-                self._lock.acquire()
+        return self._line.wait(self._lock, timeout)
 
     def wait_for(self, predicate: Callable[[], T], timeout: float | None = None) -> T:
         """Wait until `predicate()` is true; returns its last value, which is false only after `timeout` seconds."""
