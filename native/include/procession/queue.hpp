@@ -80,6 +80,7 @@ constexpr u32 kInlineUnits = 128;  // 1 KiB: an idle or low-traffic queue costs 
 static_assert(sizeof(QueueState) + kInlineUnits * 8 <= kQueueBlock);
 constexpr u32 kSecondRing = 64 << 10;    // bytes; fits the L2 cache beside the program's own data
 constexpr u32 kLargestRing = 16 << 20;   // a longer backlog is a chain of these, freed one by one as it drains
+constexpr u32 kWarmUnits = (512 << 10) / 8; // half of a usual L2 cache
 constexpr u32 kCourtesyFrom = 64 << 10;  // from this size on, a producer lets a running consumer catch up first
 
 /// A JoinableQueue's item in the hands of a consumer, kept until task_done(). `tag` 0: to be delivered again.
@@ -544,7 +545,10 @@ class QueueOps {
 
  private:
   static constexpr u32 kNoRoom = UINT32_MAX;
-  static constexpr i64 kSpin = 3'000, kYield = 30'000;  // ns; DESIGN 7.5
+  static constexpr i64 kSpin = 3'000, kYield = 30'000;  // ns; measured in docs/performance.md
+  /// A consumer that takes nothing for this long (ns) is not at work: 100 kB take it 15 us. Paid once a ring, so that a
+  /// backlog of 1 GB costs 64 of these.
+  static constexpr i64 kCourtesy = 100'000;
 
   /// Take record `i` out of the list; `before` precedes it, 0 if it is the first. Then the block is ours.
   void unlink(QueueState& q, u32 i, u32 before) const noexcept {
@@ -576,11 +580,19 @@ class QueueOps {
 
   /// Position for `need` units, after the filler if the message does not fit before the end; kNoRoom when the ring is full.
   static u32 place(Ring& r, u32 head, u32 need) noexcept {
-    const u32 to_end = r.units - (head & (r.units - 1));
-    const u32 skip = need <= to_end ? 0 : to_end;
+    const u32 index = head & (r.units - 1);
+    const u32 to_end = r.units - index;
+    u32 skip = need <= to_end ? 0 : to_end;
     // A message above half a ring might never find its room whole.
     if (need > r.units / 2) return kNoRoom;
     u32 tail = r.tail_seen.load(std::memory_order_relaxed);
+    // An empty ring larger than the cache goes back to its start, where the memory is warm. A look at `tail` costs a cache
+    // miss, so small messages look every 4 KiB.
+    if (index >= kWarmUnits && (need >= 64 || (index & 511) < need)) {
+      tail = end_pos(r.tail.load(std::memory_order_acquire));
+      r.tail_seen.store(tail, std::memory_order_relaxed);
+      if (tail == head && to_end + need <= r.units) skip = to_end;
+    }
     if (head + skip + need - tail > r.units) {
       tail = end_pos(r.tail.load(std::memory_order_acquire));
       r.tail_seen.store(tail, std::memory_order_relaxed);
@@ -631,11 +643,11 @@ class QueueOps {
     if (used() + need <= r.units - r.units / 8) return;
     waiter.before_sleep();
     u32 seen = used();
-    for (int idle = 0; idle < 8;) {
+    for (i64 patience = now_ns() + kCourtesy; now_ns() < patience;) {
       sched_yield();
       const u32 now = used();
       if (now + need <= r.units / 2) return;
-      if (now == seen) ++idle;
+      if (now != seen) patience = now_ns() + kCourtesy;
       seen = now;
     }
   }
