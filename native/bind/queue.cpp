@@ -281,7 +281,7 @@ struct Taken {
 };
 
 /// Messages are copied out under one lock, into a buffer, and decoded afterwards.
-bool get_batch(QueueObject* q, u32 n, PyObject* list, const Waiter& waiter, std::vector<char>& buffer, u64* need) {
+bool get_batch(QueueObject* q, u32 n, PyObject* list, PyWaiter& waiter, std::vector<char>& buffer, u64* need) {
   std::vector<Taken> taken;
   u64 used = 0;
   *need = 0;
@@ -296,7 +296,8 @@ bool get_batch(QueueObject* q, u32 n, PyObject* list, const Waiter& waiter, std:
     return true;
   };
   taken.reserve(std::min<u32>(n, 4096));
-  q->ops().try_get_many(q->state(), n, take, waiter);
+  q->ops().try_get_many(q->state(), n, take, waiter->undisturbed());
+  waiter.resume();  // before anything of Python is touched
   if (taken.empty()) return true;
   q->ops().announce_space(q->state(), static_cast<u32>(taken.size()));
   bool ok = true;
@@ -335,8 +336,7 @@ bool get_more(QueueObject* q, Py_ssize_t n, PyObject* list) {
     u64 need = 0;
     if (!q->joinable()) {
       if (buffer.empty()) buffer.resize(64 << 10);
-      const bool ok = get_batch(q, static_cast<u32>(std::min<Py_ssize_t>(n - before, INT32_MAX)), list, waiter->undisturbed(), buffer, &need);
-      waiter.resume();
+      const bool ok = get_batch(q, static_cast<u32>(std::min<Py_ssize_t>(n - before, INT32_MAX)), list, waiter, buffer, &need);
       if (!ok) return false;
       if (PyList_GET_SIZE(list) != before) continue;
       if (need == 0) return true;
