@@ -115,7 +115,7 @@ def docs(session: nox.Session) -> None:
     if not (ROOT / "docs" / "conf.py").exists():
         session.skip("docs/conf.py is not there")
     session.install(".", "-r", "docs/requirements.txt")
-    session.run("sphinx-build", "-W", "-n", "--keep-going", "docs", "docs/_build/html", *session.posargs)
+    session.run("sphinx-build", "-E", "-W", "-n", "--keep-going", "docs", "docs/_build/html", *session.posargs)
 
 
 @nox.session
