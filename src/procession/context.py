@@ -168,10 +168,10 @@ class Factories(BaseContext):
         """Return this context, or the one of the start method `method`."""
         if method is None:
             return self
-        try:
-            context = _concrete_contexts[method]
-        except KeyError:
-            raise ValueError(f"cannot find context for {method!r}") from None
+        # What others have registered there too, as loky does.
+        context = _concrete_contexts.get(method) or _std._concrete_contexts.get(method)  # type: ignore[attr-defined]
+        if context is None:
+            raise ValueError(f"cannot find context for {method!r}")
         context._check_available()
         return context
 

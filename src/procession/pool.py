@@ -87,5 +87,5 @@ class Pool(_std.Pool):
         self._outqueue: Any = _PipeQueue(ctx=pipes)
         by_value = context.get_start_method() != "fork" and not codec.main_is_importable()
         send_bytes = self._inqueue._writer.send_bytes
-        self._quick_put = lambda task: send_bytes(codec.dumps(task, main_by_value=by_value))
+        self._quick_put = lambda task: send_bytes(codec.encode(task, main_by_value=by_value))
         self._quick_get = self._outqueue._reader.recv

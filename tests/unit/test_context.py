@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 
@@ -40,6 +41,23 @@ def test_unknown_start_method_is_the_standard_librarys_error(ctx) -> None:
         ctx.get_context("nope")
     with pytest.raises(ValueError, match="cannot set start method of concrete context"):
         ctx.set_start_method("fork")
+
+
+def test_contexts_that_others_registered_are_found(monkeypatch) -> None:
+    """loky registers its own in the standard library's table."""
+    own = multiprocessing.context.ForkContext()
+    monkeypatch.setitem(multiprocessing.context._concrete_contexts, "theirs", own)
+    assert procession.get_context("theirs") is own
+
+
+def test_item_that_cannot_be_pickled_raises_in_put_and_is_named(ctx) -> None:
+    queue = ctx.Queue()
+    with pytest.raises(TypeError, match="lock") as caught:
+        queue.put({"settings": [1, threading.Lock()]})
+    if sys.version_info >= (3, 11):
+        (note,) = caught.value.__notes__
+        assert "the object['settings'][1] (lock)" in note
+    assert queue.empty()
 
 
 def test_objects_of_a_context_reach_its_processes(ctx) -> None:

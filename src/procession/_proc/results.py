@@ -163,7 +163,7 @@ def _exit_status(error: SystemExit) -> int:
 
 def _pack_value(value: object) -> tuple[Any, ...]:
     try:
-        return ("value", codec.dumps(value))
+        return ("value", codec.encode(value))
     except Exception as error:
         kind = type(value).__qualname__
         return _pack_failure(f"the target returned a {kind}, which could not be pickled", error)
@@ -180,7 +180,7 @@ def _pack_error(error: BaseException, skip_frames: int) -> tuple[Any, ...]:
         trace = trace.tb_next if trace is not None and trace.tb_next is not None else trace
     data = None
     try:
-        data = codec.dumps(error)
+        data = codec.encode(error)
         if not isinstance(codec.loads(data), BaseException):
             data = None
     except Exception:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, ClassVar
 
-__all__ = ["annotate", "dumps", "find_culprit", "loads", "main_is_importable"]
+__all__ = ["annotate", "dumps", "encode", "find_culprit", "loads", "main_is_importable", "main_path"]
 
 loads = pickle.loads
 
@@ -45,8 +45,18 @@ def dumps(obj: object, *, main_by_value: bool = False) -> bytes:
             then travels by value.
 
     Raises:
-        Exception: Whatever the plain pickler raised first, if pickling by value fails too.
+        Exception: Whatever the plain pickler raised first, if pickling by value fails too; with a note that names
+            the part at fault.
     """
+    try:
+        return encode(obj, main_by_value=main_by_value)
+    except Exception as error:
+        annotate(error, "cannot be sent to another process", main_by_value=main_by_value, parts={"the object": obj})
+        raise
+
+
+def encode(obj: object, *, main_by_value: bool = False) -> bytes:
+    """Pickle like `dumps`; the error carries no note."""
     popen: Any = _context.get_spawning_popen()
     descriptors: list[int] = getattr(popen, "_fds", [])
     known = len(descriptors)
@@ -141,7 +151,7 @@ def annotate(error: BaseException, what: str, *, main_by_value: bool = False, pa
 
     Args:
         error: What `dumps` raised.
-        what: Who needed it and why, for the note: "could not be sent to ...".
+        what: What is the matter with it, to follow its name: "could not be sent to ...".
         main_by_value: As given to `dumps`.
         parts: The parts of what was pickled, by the names the caller knows them by.
     """
@@ -153,7 +163,7 @@ def annotate(error: BaseException, what: str, *, main_by_value: bool = False, pa
         if where:
             break
     error.add_note(
-        f"{where or 'an attribute'} {what}. Give the new process what it needs to open or build the object there "
+        f"{where or 'An attribute'} {what}. Give the other process what it needs to open or build the object there "
         "(a path, an address, plain data), or define __reduce__ or __getstate__ on its class."
     )
 
@@ -164,7 +174,7 @@ def find_culprit(obj: object, name: str, *, main_by_value: bool = False, depth: 
     descriptors: list[int] = getattr(popen, "_fds", [])
     known = len(descriptors)
     try:
-        dumps(obj, main_by_value=main_by_value)
+        encode(obj, main_by_value=main_by_value)
     except Exception:
         if depth > 0:
             for suffix, part in _parts(obj):
