@@ -49,7 +49,7 @@ if command -v cmake >/dev/null && command -v ninja >/dev/null; then
 else
   cxx=${CXX:-g++}
   flags+=(-std=c++20 -fPIC -fvisibility=hidden -fvisibility-inlines-hidden -Wall -Wextra
-    -fno-strict-aliasing -fno-plt -pthread "-I$root/native/include" "-I$root/native/bind" "-I$include")
+    -fno-strict-aliasing -fno-plt -fno-exceptions -pthread "-I$root/native/include" "-I$root/native/bind" "-I$include")
   newest=$(find native/include native/bind -name '*.hpp' -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2-)
   objects=() pids=()
   for source in native/bind/*.cpp; do

@@ -41,7 +41,7 @@ PyObject* wait(PyObject* self, PyObject* args) noexcept {
         const Wait r = b.wait_idle(state(self), waiter);
         if (r == Wait::kInterrupted) return nullptr;
         if (r == Wait::kTimeout) {
-          b.abort(state(self));
+          b.abort(state(self), waiter);
           waiter.resume();
           return raise_broken();
         }
@@ -49,18 +49,21 @@ PyObject* wait(PyObject* self, PyObject* args) noexcept {
       }
       case BarrierOps::Arrival::kLast: {
         waiter.resume();
+        defer_error();
         if (action == Py_None) return PyLong_FromUnsignedLong(index);
         PyObject* r = PyObject_CallNoArgs(action);
-        b.finish(state(self), r == nullptr);
+        const bool whole = b.finish(state(self), r == nullptr, waiter);
+        waiter.resume();
         if (r == nullptr) return nullptr;
         Py_DECREF(r);
-        return PyLong_FromUnsignedLong(index);
+        return whole ? PyLong_FromUnsignedLong(index) : raise_broken();
       }
       case BarrierOps::Arrival::kWaits: {
         u32 outcome = 0;
         const Wait r = b.wait(state(self), *e, &outcome, waiter);
         waiter.resume();
         if (r == Wait::kInterrupted) return nullptr;
+        defer_error();
         return outcome == BarrierOps::kReleased ? PyLong_FromUnsignedLong(index) : raise_broken();
       }
     }
@@ -69,13 +72,17 @@ PyObject* wait(PyObject* self, PyObject* args) noexcept {
 
 PyObject* reset(PyObject* self, PyObject*) noexcept {
   if (!check_handle(handle(self))) return nullptr;
-  ops(self).reset(state(self));
+  PyWaiter waiter(kForever);
+  ops(self).reset(state(self), waiter);
+  waiter.resume();
   Py_RETURN_NONE;
 }
 
 PyObject* abort_(PyObject* self, PyObject*) noexcept {
   if (!check_handle(handle(self))) return nullptr;
-  ops(self).abort(state(self));
+  PyWaiter waiter(kForever);
+  ops(self).abort(state(self), waiter);
+  waiter.resume();
   Py_RETURN_NONE;
 }
 

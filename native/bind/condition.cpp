@@ -59,7 +59,9 @@ PyObject* wait(PyObject* self, PyObject* args) noexcept {
   if (in_line) {
     PyObject *type2, *error2, *traceback2;
     PyErr_Fetch(&type2, &error2, &traceback2);
-    o.leave(c, *e, again && type == nullptr);
+    PyWaiter way(kForever);
+    o.leave(c, *e, again && type == nullptr, way);
+    way.resume();
     PyErr_Restore(type2, error2, traceback2);
   }
   if (type != nullptr && again) PyErr_Restore(type, error, traceback);

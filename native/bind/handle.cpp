@@ -15,26 +15,32 @@ u64 size_bytes = Arena::kDefaultSize;
 thread_local PyObject* collector = nullptr;  // a list that keeps pickled handles alive, see handle_collector()
 
 /// A process without a slot (all taken): it works, but its death is not noticed.
-constexpr Tag kNoSlot = 0x7fff'fff9;
+Tag no_slot() noexcept { return make_tag(static_cast<u32>(getpid()), 0xfffa); }
 
 void before_fork() noexcept {
   pthread_mutex_lock(&handles_mutex);
-  for (View* v = views; v != nullptr; v = v->next) v->child = v->arena.reserve_child(v->me);
+  for (View* v = views; v != nullptr; v = v->next) {
+    v->child = v->arena.reserve_child(v->me);
+    if (v->child == 0 && v->arena.collect(v->me, patient()) != 0) v->child = v->arena.reserve_child(v->me);
+  }
   for (Handle* h = handles; h != nullptr; h = h->next) {
-    if (h->view->child != 0) {
-      h->view->arena.hold(h->view->me, *h->object, h->view->child, 1, patient());
-    } else {
-      h->object->pinned.store(1, std::memory_order_relaxed);
-    }
+    const bool held = h->view->child != 0 && h->view->arena.hold(h->view->me, *h->object, h->view->child, 1, patient());
+    if (!held) h->object->pinned.store(1, std::memory_order_relaxed);
   }
 }
 
 void after_fork_in_parent() noexcept { pthread_mutex_unlock(&handles_mutex); }
 
 void after_fork_in_child() noexcept {
+  ++fork_count;
   for (View* v = views; v != nullptr; v = v->next) {
-    v->me = v->child != 0 ? v->child : kNoSlot;
-    if (v->child != 0) v->arena.enter_reserved(v->child);
+    v->me = v->child;
+    if (v->child != 0 && v->arena.enter_reserved(v->child)) continue;
+    v->me = v->arena.claim();
+    if (v->me == 0) v->me = no_slot();
+    for (Handle* h = handles; h != nullptr; h = h->next) {
+      if (h->view == v) v->arena.hold(v->me, *h->object, v->me, 1, patient());
+    }
   }
   pthread_mutex_init(&handles_mutex, nullptr);
 }
@@ -60,7 +66,7 @@ View* enter_view(View* v) noexcept {
   v->me = v->arena.claim();
   if (v->me == 0) {
     // All slots taken: perhaps by processes that are gone.
-    v->me = kNoSlot;
+    v->me = no_slot();
     if (v->arena.collect(v->me, patient()) != 0) {
       const Tag t = v->arena.claim();
       if (t != 0) v->me = t;
@@ -119,7 +125,28 @@ View* new_view(int fd) noexcept {
   return enter_view(v);
 }
 
+PyObject* deferred[3];  // what defer_error() keeps until the interpreter looks
+
+int raise_deferred(void*) noexcept {
+  if (deferred[0] == nullptr) return 0;
+  PyErr_Restore(deferred[0], deferred[1], deferred[2]);
+  deferred[0] = deferred[1] = deferred[2] = nullptr;
+  return -1;
+}
+
 }  // namespace
+
+u32 fork_count = 0;
+
+void defer_error() noexcept {
+  if (PyErr_Occurred() == nullptr) return;
+  if (deferred[0] != nullptr) {  // one is enough
+    PyErr_Clear();
+    return;
+  }
+  PyErr_Fetch(&deferred[0], &deferred[1], &deferred[2]);
+  if (Py_AddPendingCall(raise_deferred, nullptr) != 0) raise_deferred(nullptr);
+}
 
 View* current_view() noexcept {
   if (views != nullptr) return views;
@@ -176,13 +203,14 @@ bool make_object(Handle* h, u64 size, Kind kind) noexcept {
   }
   View* v = current_view();
   if (v == nullptr) return false;
-  const PyWaiter waiter(kForever);
+  PyWaiter waiter(kForever);
   const u32 i = v->arena.allocate_object(v->me, size, kind, waiter);
-  const_cast<PyWaiter&>(waiter).resume();
+  waiter.resume();
   if (i == 0) {
-    raise_no_memory(v, size);
+    raise_no_memory(v, size);  // unless a signal handler has raised
     return false;
   }
+  defer_error();
   h->view = v;
   h->object = &v->arena.at<Object>(i);
   link_handle(h);
@@ -283,7 +311,7 @@ PyObject* rebuild(PyObject*, PyObject* args) noexcept {
   const Header& header = v->arena.header();
   if (block == 0 || block >= header.nblocks.load(std::memory_order_acquire) ||
       v->arena.block(block).gen.load(std::memory_order_acquire) != gen ||
-      v->arena.block(block).owner.load(std::memory_order_acquire) != kOwnedByHolders) {
+      !v->arena.is_live_object(block)) {
     return raise_handle("StaleHandleError", type, block,
                         "the object has been freed: no process held it any more. Keep a reference to it in one of them "
                         "until this handle has been unpickled.");
@@ -447,9 +475,11 @@ PyObject* set_process_name(PyObject*, PyObject* arg) noexcept {
   Py_RETURN_NONE;
 }
 
-PyObject* process_exiting(PyObject*, PyObject*) noexcept {
+PyObject* process_exiting(PyObject*, PyObject* args) noexcept {
+  int failed = 0;
+  if (!PyArg_ParseTuple(args, "|p", &failed)) return nullptr;
   for (View* v = views; v != nullptr; v = v->next) {
-    if (slot_index(v->me) < kMaxSlots) v->arena.leave(v->me);
+    if (slot_index(v->me) < kMaxSlots) v->arena.leave(v->me, failed != 0);
   }
   Py_RETURN_NONE;
 }
@@ -504,7 +534,7 @@ PyObject* memory(PyObject*, PyObject*) noexcept {
   for (u32 i = 1; i < h.nblocks.load(std::memory_order_acquire); ++i) {
     const u32 owner = a.block(i).owner.load(std::memory_order_relaxed);
     used += owner != 0;
-    objects += owner == kOwnedByHolders;
+    objects += a.is_live_object(i);
   }
   for (u32 i = 1; i < h.slot_end.load(std::memory_order_relaxed); ++i)
     processes += a.slots()[i].state() == SlotState::kLive;
@@ -526,7 +556,7 @@ PyMethodDef functions[] = {
     {"has_arena", has_arena, METH_NOARGS, "Whether this process has an arena."},
     {"attach", attach, METH_O, "Map the arena behind a file descriptor, which now belongs to the extension."},
     {"set_process_name", set_process_name, METH_O, "Name this process in the process table."},
-    {"process_exiting", process_exiting, METH_NOARGS,
+    {"process_exiting", process_exiting, METH_VARARGS,
      "This process ends in good order: its locks stay held, as in the standard library."},
     {"record_exit", record_exit, METH_VARARGS, "record_exit(pid, exitcode): a child has been reaped."},
     {"collect", collect, METH_NOARGS, "Give back what departed processes left; returns how many."},

@@ -35,10 +35,17 @@ struct Handle {
   }
 };
 
+/// How often this process has been the child of a fork.
+extern u32 fork_count;
+
+/// An operation succeeded, and a signal handler raised on the way: its result comes first, the exception at the next
+/// instruction of the main thread.
+void defer_error() noexcept;
+
 /// A wait that gives up the GIL before its first sleep and looks for signals after each.
 class PyWaiter {
  public:
-  explicit PyWaiter(i64 deadline) noexcept : waiter_(deadline, {&before_sleep, &interrupted, this}) {}
+  explicit PyWaiter(i64 deadline) noexcept : waiter_(deadline, {&before_sleep, &interrupted, &gave_up, this}) {}
   PyWaiter(const PyWaiter&) = delete;
   PyWaiter& operator=(const PyWaiter&) = delete;
   ~PyWaiter() { resume(); }
@@ -59,11 +66,21 @@ class PyWaiter {
     if (w->saved_ == nullptr) w->saved_ = PyEval_SaveThread();
   }
   static bool interrupted(void* self) noexcept {
-    static_cast<PyWaiter*>(self)->resume();
-    return PyErr_CheckSignals() != 0;
+    auto* w = static_cast<PyWaiter*>(self);
+    w->resume();
+    const u32 forks = fork_count;
+    w->raised_ = PyErr_CheckSignals() != 0;
+    if (!w->raised_ && forks != fork_count) {
+      // A signal handler forked and returned in the child: the wait was the parent's, with the parent's name.
+      PyErr_SetString(PyExc_RuntimeError, "a signal handler forked: the child cannot go on with its parent's wait");
+      w->raised_ = true;
+    }
+    return w->raised_;
   }
+  static bool gave_up(void* self) noexcept { return static_cast<PyWaiter*>(self)->raised_; }
 
   Waiter waiter_;
+  bool raised_ = false;
   PyThreadState* saved_ = nullptr;
 };
 

@@ -2,8 +2,8 @@
 #include "procession/queue.hpp"
 
 #include <utility>
-#include <vector>
 
+#include "buffer.hpp"
 #include "codec.hpp"
 
 namespace procession::bind {
@@ -89,7 +89,7 @@ PyObject* put_one(QueueObject* q, PyObject* value, i64 deadline) noexcept {
   const Put r = q->ops().put(q->state(), &o, 1, &done, waiter);
   waiter.resume();
   if (done == 0) return put_failed(q, r, o.len);
-  // It was delivered; a signal that came while others were being woken is not this call's.
+  defer_error();
   Py_RETURN_NONE;
 }
 
@@ -151,12 +151,16 @@ PyObject* put_many(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyOb
   PyObject* items = PySequence_Fast(args[0], "put_many() takes an iterable");
   if (items == nullptr) return nullptr;
   const size_t n = static_cast<size_t>(PySequence_Fast_GET_SIZE(items));
-  std::vector<Outgoing> out;
-  std::vector<char> small;             // what the encoder wrote itself, one after the other
-  std::vector<u64> at(n, UINT64_MAX);  // where in `small`; pointers only once it has stopped growing
+  constexpr u64 kElsewhere = UINT64_MAX;
+  Buffer<Outgoing> out;
+  Buffer<char> small;  // what the encoder wrote itself, one after the other
+  Buffer<u64> at;      // where in `small`: pointers only once it has stopped growing
   PyObject* keep = PyList_New(0);
   bool ok = keep != nullptr;
-  out.reserve(n);
+  if (ok && (!out.reserve(n) || !at.reserve(n))) {
+    PyErr_NoMemory();
+    ok = false;
+  }
   u64 bytes = 0;
   for (size_t i = 0; ok && i < n && i < static_cast<size_t>(PySequence_Fast_GET_SIZE(items)); ++i) {
     Encoded e;
@@ -164,13 +168,13 @@ PyObject* put_many(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyOb
     ok = e.encode(item);
     Py_DECREF(item);
     if (!ok) break;
-    out.push_back(e.outgoing());
-    const Outgoing& o = out.back();
+    const Outgoing o = e.outgoing();
     bytes += o.len;
-    if (e.is_inside()) {
-      at[i] = small.size();
-      small.insert(small.end(), static_cast<const char*>(o.data), static_cast<const char*>(o.data) + o.len);
-    } else {
+    const bool inside = e.is_inside();
+    ok = out.push(o) && at.push(inside ? small.size() : kElsewhere) && (!inside || small.append(static_cast<const char*>(o.data), o.len));
+    if (!ok) {
+      PyErr_NoMemory();
+    } else if (!inside) {
       PyObject* kept = e.keeper();
       ok = PyList_Append(keep, kept) == 0;
       Py_DECREF(kept);
@@ -182,7 +186,7 @@ PyObject* put_many(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyOb
     return nullptr;
   }
   for (size_t i = 0; i < out.size(); ++i) {
-    if (at[i] != UINT64_MAX) out[i].data = small.data() + at[i];
+    if (at[i] != kElsewhere) out[i].data = small.data() + at[i];
   }
   u32 done = 0;
   if (!out.empty()) {
@@ -255,6 +259,7 @@ PyObject* get_one(QueueObject* q, i64 deadline, bool undisturbed = false) noexce
     }
   }
   waiter.resume();
+  defer_error();
   ops.announce_space(s, 1);
   PyObject* value = decode(in.kind, in.data, in.len, bytes != nullptr && in.len == in.capacity ? bytes : nullptr);
   Py_XDECREF(bytes);
@@ -281,21 +286,21 @@ struct Taken {
 };
 
 /// Messages are copied out under one lock, into a buffer, and decoded afterwards.
-bool get_batch(QueueObject* q, u32 n, PyObject* list, PyWaiter& waiter, std::vector<char>& buffer, u64* need) {
-  std::vector<Taken> taken;
+bool get_batch(QueueObject* q, u32 n, PyObject* list, PyWaiter& waiter, Buffer<char>& buffer, u64* need) noexcept {
+  Buffer<Taken> taken;
   u64 used = 0;
   *need = 0;
   const auto take = [&](const Message& m, const void* payload) {
-    if (used + m.len > buffer.size()) {
+    if (used + m.len > buffer.capacity()) {
       *need = m.len;
       return false;
     }
+    if (!taken.push({m.kind, m.len, used})) return false;
     std::memcpy(buffer.data() + used, payload, m.len);
-    taken.push_back({m.kind, m.len, used});
     used += m.len;
     return true;
   };
-  taken.reserve(std::min<u32>(n, 4096));
+  if (!taken.reserve(std::min<u32>(n, 4096))) return true;
   q->ops().try_get_many(q->state(), n, take, waiter->undisturbed());
   waiter.resume();  // before anything of Python is touched
   if (taken.empty()) return true;
@@ -317,7 +322,7 @@ bool get_batch(QueueObject* q, u32 n, PyObject* list, PyWaiter& waiter, std::vec
 }
 
 /// Up to `n` items in all, without waiting. The signals that come meanwhile are handled after the call.
-bool get_more(QueueObject* q, Py_ssize_t n, PyObject* list) {
+bool get_more(QueueObject* q, Py_ssize_t n, PyObject* list) noexcept {
   const auto one = [&] {
     PyObject* value = get_one(q, 0, true);
     if (value == nullptr) {
@@ -329,13 +334,13 @@ bool get_more(QueueObject* q, Py_ssize_t n, PyObject* list) {
     Py_DECREF(value);
     return failed != 0 ? -1 : 1;
   };
-  std::vector<char> buffer;
+  Buffer<char> buffer;
   PyWaiter waiter(0);
   while (PyList_GET_SIZE(list) < n) {
     const Py_ssize_t before = PyList_GET_SIZE(list);
     u64 need = 0;
     if (!q->joinable()) {
-      if (buffer.empty()) buffer.resize(64 << 10);
+      if (!buffer.reserve(64 << 10)) return true;  // what was taken is returned; the rest is still in the queue
       const bool ok = get_batch(q, static_cast<u32>(std::min<Py_ssize_t>(n - before, INT32_MAX)), list, waiter, buffer, &need);
       if (!ok) return false;
       if (PyList_GET_SIZE(list) != before) continue;
@@ -374,18 +379,14 @@ PyObject* get_many(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyOb
     return nullptr;
   }
   Py_DECREF(first);
-  try {
-    if (!get_more(q, n, list)) {
-      // An item that cannot be unpickled must not take the others of its batch with it.
-      PyObject *type, *error, *traceback;
-      PyErr_Fetch(&type, &error, &traceback);
-      PyErr_NormalizeException(&type, &error, &traceback);
-      if (error != nullptr && PyObject_SetAttrString(error, "items_taken", list) != 0) PyErr_Clear();
-      PyErr_Restore(type, error, traceback);
-      Py_CLEAR(list);
-    }
-  } catch (const std::bad_alloc&) {
-    // What was taken is returned; the rest is still in the queue.
+  if (!get_more(q, n, list)) {
+    // An item that cannot be unpickled must not take the others of its batch with it.
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    if (error != nullptr && PyObject_SetAttrString(error, "items_taken", list) != 0) PyErr_Clear();
+    PyErr_Restore(type, error, traceback);
+    Py_CLEAR(list);
   }
   return list;
 }

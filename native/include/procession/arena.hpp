@@ -174,17 +174,27 @@ class Arena {
     if (i == 0) return 0;
     Slot& s = slots()[i];
     s.parent.store(me, std::memory_order_relaxed);
+    s.start_ticks.store(static_cast<u64>(now_ns()), std::memory_order_relaxed);
     const u32 gen = Slot::gen_of(s.word.load(std::memory_order_relaxed));
     s.word.store(Slot::make(gen, SlotState::kReserved), std::memory_order_release);
     return make_tag(gen, i);
   }
 
-  /// In the child, right after fork: only async-signal-safe calls.
-  void enter_reserved(Tag tag) noexcept { enter(slot_index(tag), getpid()); }
+  /// In the child, right after fork: only async-signal-safe calls. False: it came too late (it was stopped for long), and
+  /// the reservation has been given up.
+  bool enter_reserved(Tag tag) noexcept {
+    Slot& s = slots()[slot_index(tag)];
+    u32 w = Slot::make(slot_gen(tag), SlotState::kReserved);
+    // First out of reach of those who look for reservations without a child, then with all it needs, live.
+    if (!s.word.compare_exchange_strong(w, Slot::make(slot_gen(tag), SlotState::kFree))) return false;
+    enter(slot_index(tag), getpid());
+    return true;
+  }
 
   /// This process ends by its bootstrap: its locks stay held (a hand-over is legal), the rest is given back by collect().
-  void leave(Tag me) noexcept {
+  void leave(Tag me, bool failed) noexcept {
     Slot& s = slots()[slot_index(me)];
+    s.failed.store(failed ? 1 : 0, std::memory_order_relaxed);
     u32 w = Slot::make(slot_gen(me), SlotState::kLive);
     if (s.word.compare_exchange_strong(w, Slot::make(slot_gen(me), SlotState::kExited))) {
       header().departures.fetch_add(1, std::memory_order_relaxed);
@@ -197,6 +207,15 @@ class Arena {
       if (slots()[i].pid.load(std::memory_order_acquire) == pid) return i;
     }
     return 0;
+  }
+
+  /// Died, or ended with an error: what it had been given to do is not done.
+  bool failed(Tag t, bool ask_kernel) const noexcept {
+    const Owner o = fate(t, ask_kernel);
+    if (o != Owner::kExited || slot_index(t) == 0 || slot_index(t) >= kMaxSlots) return o == Owner::kDied;
+    const Slot& s = slots()[slot_index(t)];
+    const bool did = s.failed.load(std::memory_order_relaxed) != 0;
+    return did && Slot::gen_of(s.word.load(std::memory_order_acquire)) == slot_gen(t);
   }
 
   Owner fate(Tag t, bool ask_kernel) const noexcept { return owner_fate(slots(), t, ask_kernel); }
@@ -274,10 +293,17 @@ class Arena {
       }
     });
     const u32 i = o.block;
-    // Nobody can come to hold it any more: a handle is made from a handle, and there is none.
-    if (!others) block(i).owner.store(me, std::memory_order_release);
+    // Nobody can come to hold it any more: a handle is made from a handle, and there is none. Where collect() is looking at
+    // it (kInspected), it sees that nobody holds it, and destroys it.
+    u32 owner = kOwnedByHolders;
+    const bool mine = !others && block(i).owner.compare_exchange_strong(owner, me);
     o.guard.unlock();
-    if (!others) destroy(me, i, waiter);
+    if (mine) destroy(me, i, waiter);
+  }
+
+  bool is_live_object(u32 i) const noexcept {
+    const u32 owner = block(i).owner.load(std::memory_order_acquire);
+    return owner == kOwnedByHolders || owner == kInspected;
   }
 
   /// Find or make `who`'s entry, under the mutex that guards the roster. With `reuse`, a departed process's entry counts
@@ -371,7 +397,8 @@ class Arena {
       i32 none = 0;
       if (s.state() != SlotState::kFree || !s.pid.compare_exchange_strong(none, pid)) continue;
       if (s.state() != SlotState::kFree) {
-        s.pid.store(0);  // it went through a whole life between the two looks
+        i32 mine = pid;
+        s.pid.compare_exchange_strong(mine, 0);  // it went through a whole life between the two looks
         continue;
       }
       u32 end = h.slot_end.load(std::memory_order_relaxed);
@@ -389,6 +416,7 @@ class Arena {
     s.pidns = pid_namespace();
     s.exit_code.store(0, std::memory_order_relaxed);
     s.exit_known.store(0, std::memory_order_relaxed);
+    s.failed.store(0, std::memory_order_relaxed);
     s.name[0] = '\0';
     s.pid.store(pid, std::memory_order_relaxed);
     const u32 gen = Slot::gen_of(s.word.load(std::memory_order_relaxed));
@@ -396,7 +424,7 @@ class Arena {
     return make_tag(gen, i);
   }
 
-  u32 carve(Tag me, u32 cls, Kind kind, u32 parent) noexcept;
+  u32 carve(Tag me, u32 cls, Kind kind, u32 parent, bool made_room) noexcept;
   void rebuild_free_lists() noexcept;
   void set_block(Block& b, Kind kind, u32 parent) noexcept {
     b.kind = kind;
@@ -404,6 +432,12 @@ class Arena {
     b.parent_gen = parent == 0 ? 0 : block(parent).gen.load(std::memory_order_relaxed);
   }
   void release_slot(u32 i) noexcept;
+  bool inspect(u32 i) noexcept;
+  bool end_inspection(Tag me, u32 i, const Waiter& waiter) noexcept;
+  u32 find_departed(Tag* left, u32 most) noexcept;
+  bool settle_object(Tag me, u32 i, const Tag* left, u32 n) noexcept;
+  bool settle_part(Tag me, u32 i, bool owner_left) noexcept;
+  void make_room() noexcept;
 
   char* base_ = nullptr;
   u64 size_ = 0;
@@ -434,15 +468,30 @@ inline void Arena::rebuild_free_lists() noexcept {
   h.used.store(used, std::memory_order_relaxed);
 }
 
-inline u32 Arena::carve(Tag me, u32 cls, Kind kind, u32 parent) noexcept {
+/// Under `alloc`, when nothing more can be carved: give back the pages of free blocks, and the free blocks at the end.
+inline void Arena::make_room() noexcept {
+  Header& h = header();
+  u32 n = h.nblocks.load(std::memory_order_relaxed);
+  while (n > 1 && block(n - 1).owner.load(std::memory_order_relaxed) == 0) --n;
+  h.nblocks.store(n, std::memory_order_release);
+  for (u32 i = 1; i < n; ++i) {
+    const Block& b = block(i);
+    if (b.owner.load(std::memory_order_relaxed) == 0 && class_bytes(b.cls) >= kPage) {
+      madvise(base_ + b.off, class_bytes(b.cls), MADV_REMOVE);
+    }
+  }
+  rebuild_free_lists();
+}
+
+inline u32 Arena::carve(Tag me, u32 cls, Kind kind, u32 parent, bool made_room) noexcept {
   Header& h = header();
   const u32 i = h.nblocks.load(std::memory_order_relaxed);
   const u64 bytes = class_bytes(cls);
   const u64 align = std::min(bytes, kPage);
   const u64 off = (h.bump + align - 1) & ~(align - 1);
-  // Rings leave some for the records and lists that getting items out of them takes.
-  const u64 limit = kind == Kind::kRing ? h.limit - h.limit / 16 : h.limit;
-  if (i >= h.max_blocks || off + bytes > h.data_off + limit) return 0;
+  // Addresses are plenty, memory is not: past the limit, free blocks hold pages that have to go back first.
+  const bool beyond = off + bytes > h.data_off + h.limit;
+  if (i >= h.max_blocks || off + bytes > h.size || (beyond && !made_room)) return 0;
   Block& b = block(i);
   b.cls = static_cast<u8>(cls);
   b.off = off;
@@ -458,15 +507,26 @@ inline u32 Arena::allocate(Tag me, u64 size, Kind kind, u32 parent, const Waiter
   if (size > header().limit) return 0;
   const u32 cls = class_of(size);
   Header& h = header();
+  // Rings leave some for the records and lists that getting items out of them takes.
+  const u64 limit = kind == Kind::kRing ? h.limit - h.limit / 16 : h.limit;
+  const auto within = [&](u32 c) { return h.used.load(std::memory_order_relaxed) + class_bytes(c) <= limit; };
   const Locked l = h.alloc.lock(slots(), me, waiter);
   if (l == Locked::kNo) return 0;
   if (l == Locked::kRecovered) rebuild_free_lists();
+  u32 i = 0;
+  bool fresh = false;
+  for (int attempt = 0; attempt < 2 && i == 0 && within(cls); ++attempt) {
+    if (attempt == 1) make_room();
+    i = h.free_list[cls].load(std::memory_order_relaxed);
+    fresh = i == 0 && (i = carve(me, cls, kind, parent, attempt == 1)) != 0;
+  }
   u32 took = cls;
-  u32 i = h.free_list[cls].load(std::memory_order_relaxed);
-  const bool fresh = i == 0 && (i = carve(me, cls, kind, parent)) != 0;
-  // Full: a larger free block is better than none.
+  // Still nothing: a larger free block is better than none.
   for (u32 c = cls + 1; i == 0 && c < kClasses; ++c) {
-    if ((i = h.free_list[c].load(std::memory_order_relaxed)) != 0) took = c;
+    const u32 larger = h.free_list[c].load(std::memory_order_relaxed);
+    if (larger == 0 || !within(c)) continue;
+    i = larger;
+    took = c;
   }
   if (i != 0) {
     Block& b = block(i);

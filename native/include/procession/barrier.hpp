@@ -56,15 +56,18 @@ class BarrierOps {
     return r;
   }
 
-  /// The action has run: release the others, or break the barrier.
-  void finish(BarrierState& b, bool broken) const noexcept {
-    const Waiter patient;
-    lock(b, patient);
-    b.runner.store(0, std::memory_order_relaxed);
-    if (broken) b.broken.store(1, std::memory_order_release);
-    end_generation(b, broken ? kBroken : kReleased);
+  /// The action has run: release the others, or break the barrier. False: it was reset or broken meanwhile.
+  bool finish(BarrierState& b, bool broken, const Waiter& waiter) const noexcept {
+    lock(b, waiter.steady());
+    Tag runner = me_;
+    const bool mine = b.runner.compare_exchange_strong(runner, 0);
+    if (mine) {
+      if (broken) b.broken.store(1, std::memory_order_release);
+      end_generation(b, broken ? kBroken : kReleased);
+    }
     b.guard.unlock();
-    wake(b);
+    if (mine) wake(b);
+    return mine;
   }
 
   /// Wait for one's generation to end; kReleased or kBroken in `outcome`. A timeout or a signal breaks the barrier.
@@ -88,8 +91,7 @@ class BarrierOps {
       }
     }
     if (r != Wait::kReady) {
-      const Waiter patient;
-      lock(b, patient);
+      lock(b, waiter.steady());
       if (over()) {
         r = r == Wait::kTimeout ? Wait::kReady : r;
       } else {
@@ -113,12 +115,12 @@ class BarrierOps {
     return r;
   }
 
-  void abort(BarrierState& b) const noexcept { stop(b, true); }
-  void reset(BarrierState& b) const noexcept { stop(b, false); }
+  void abort(BarrierState& b, const Waiter& waiter) const noexcept { stop(b, true, waiter); }
+  void reset(BarrierState& b, const Waiter& waiter) const noexcept { stop(b, false, waiter); }
   u32 waiting(BarrierState& b) const noexcept { return waiting_locked(b); }
 
   /// A dead waiter will never go on, so this generation cannot do what it was for: break the barrier.
-  void sweep(BarrierState& b, const Waiter& waiter) const noexcept {
+  void sweep(BarrierState& b, const Waiter& waiter, bool* busy = nullptr) const noexcept {
     const Tag runner = b.runner.load(std::memory_order_acquire);
     bool dead = runner != 0 && arena_.gone(runner, true);
     Tag known = me_;
@@ -128,7 +130,11 @@ class BarrierOps {
         dead = true;
       if (t != 0) known = t;
     });
-    if (!dead || !lock(b, waiter)) return;
+    if (!dead) return;
+    if (!lock(b, waiter)) {
+      if (busy != nullptr) *busy = true;
+      return;
+    }
     // Look again under the guard: the entry may have been used anew since.
     dead =
         b.runner.load(std::memory_order_relaxed) != 0 && arena_.gone(b.runner.load(std::memory_order_relaxed), false);
@@ -182,9 +188,8 @@ class BarrierOps {
     b.sleepers.notify(INT32_MAX);
   }
 
-  void stop(BarrierState& b, bool broken) const noexcept {
-    const Waiter patient;
-    lock(b, patient);
+  void stop(BarrierState& b, bool broken, const Waiter& waiter) const noexcept {
+    lock(b, waiter.steady());
     b.broken.store(broken ? 1 : 0, std::memory_order_release);
     b.runner.store(0, std::memory_order_relaxed);
     end_generation(b, kBroken);

@@ -44,115 +44,142 @@ inline void Arena::destroy(Tag me, u32 i, const Waiter& waiter) noexcept {
 inline void Arena::release_slot(u32 i) noexcept {
   Slot& s = slots()[i];
   const u32 gen = Slot::gen_of(s.word.load(std::memory_order_relaxed));
+  // The next tenant is judged by its own start: a claimer that has not written it yet must not look like a reused pid.
+  s.start_ticks.store(0, std::memory_order_relaxed);
+  s.start_stack.store(0, std::memory_order_relaxed);
   s.word.store(Slot::make(gen + 1, SlotState::kFree), std::memory_order_release);
   s.pid.store(0, std::memory_order_release);  // last: it is what claims a slot
+}
+
+/// Who has left: found dead, said goodbye and ended, or never came to the slot a fork reserved for it.
+inline u32 Arena::find_departed(Tag* left, u32 most) noexcept {
+  constexpr u64 kReservation = 10'000'000'000;  // ns; a child needs a millisecond; one that was stopped claims a slot anew
+  Header& h = header();
+  u32 n = 0;
+  for (u32 i = 1; i < h.slot_end.load(std::memory_order_relaxed) && n < most; ++i) {
+    Slot& s = slots()[i];
+    i32 pid = s.pid.load(std::memory_order_acquire);
+    u32 w = s.word.load(std::memory_order_acquire);
+    const Tag tag = make_tag(Slot::gen_of(w), i);
+    if (Slot::state_of(w) == SlotState::kReserved) {
+      const u64 age = static_cast<u64>(now_ns()) - s.start_ticks.load(std::memory_order_relaxed);
+      if (age > kReservation && s.word.compare_exchange_strong(w, Slot::make(slot_gen(tag), SlotState::kDead))) left[n++] = tag;
+    } else if (Slot::state_of(w) == SlotState::kFree) {
+      // Died between taking the slot and going live: nothing is in its name.
+      if (pid > 0 && slot_process_gone(s)) s.pid.compare_exchange_strong(pid, 0);
+    } else if (pid < 0 || (gone(tag, true) && slot_process_gone(s))) {
+      left[n++] = tag;
+    }
+  }
+  return n;
+}
+
+/// Keep an object from being destroyed by others while collect() looks into it. One collector at a time: what a killed one
+/// left inspected, the next takes up.
+inline bool Arena::inspect(u32 i) noexcept {
+  u32 owner = kOwnedByHolders;
+  return block(i).owner.compare_exchange_strong(owner, kInspected) || owner == kInspected;
+}
+
+/// Let go of it, or destroy it if nobody holds it any more. False: its guard is taken, so it stays inspected for now.
+inline bool Arena::end_inspection(Tag me, u32 i, const Waiter& waiter) noexcept {
+  Object& o = at<Object>(i);
+  if (o.guard.lock(slots(), me, waiter) == Locked::kNo) return false;
+  bool held = o.pinned.load(std::memory_order_relaxed) != 0;
+  for_each(o.holders, [&](RosterEntry& e) {
+    const Tag t = e.tag.load(std::memory_order_acquire);
+    held = held || (t != 0 && !gone(t, false));
+  });
+  block(i).owner.store(held ? kOwnedByHolders : me, std::memory_order_release);
+  o.guard.unlock();
+  if (!held) destroy(me, i, Waiter(0, {}));
+  return true;
+}
+
+/// What the departed held of one object. False: somebody is inside it; the departed keep their slots until another time.
+inline bool Arena::settle_object(Tag me, u32 i, const Tag* left, u32 n) noexcept {
+  if (!inspect(i)) return true;
+  const Waiter waiter = Waiter::hurried();
+  bool busy = false;
+  switch (block(i).kind) {
+    case Kind::kLock:
+    case Kind::kRLock: {
+      UserLock& l = at<UserLock>(i);
+      const Tag holder = l.word.load(std::memory_order_acquire) & kTagMask;
+      const bool has_left = holder != 0 && std::find(left, left + n, holder) != left + n;
+      if (has_left && fate(holder, false) == Owner::kDied) orphan_lock(l, slots()[slot_index(holder)], holder);
+      if ((l.word.load(std::memory_order_relaxed) & kTagMask) == kOrphaned) futex_wake(l.word, 1);
+      break;
+    }
+    case Kind::kSemaphore:
+    case Kind::kBoundedSemaphore: SemaphoreOps(*this, me).reclaim(at<SemaphoreState>(i), waiter, &busy); break;
+    case Kind::kCondition: ConditionOps(*this, me).sweep(at<ConditionState>(i), waiter, &busy); break;
+    case Kind::kBarrier: BarrierOps(*this, me).sweep(at<BarrierState>(i), waiter, &busy); break;
+    case Kind::kJoinableQueue: QueueOps(*this, me).scavenge(at<QueueState>(i), waiter, &busy); break;
+    default: break;
+  }
+  return end_inspection(me, i, waiter) && !busy;
+}
+
+/// A ring, record or chunk: free it if its object is gone, or if its departed owner never linked it.
+inline bool Arena::settle_part(Tag me, u32 i, bool owner_left) noexcept {
+  Block& b = block(i);
+  u32 owner = b.owner.load(std::memory_order_acquire);
+  const u32 parent = b.parent;
+  const bool has_parent = parent != 0 && block(parent).gen.load(std::memory_order_relaxed) == b.parent_gen && is_live_object(parent);
+  if (!owner_left) {  // a part of an object: free it only if that one is no more
+    const Block& p = block(parent);
+    const bool orphan = p.owner.load(std::memory_order_acquire) == 0 || p.gen.load(std::memory_order_relaxed) != b.parent_gen;
+    if (orphan && b.owner.compare_exchange_strong(owner, me)) free(me, i, Waiter(0, {}));
+    return true;
+  }
+  bool in_use = false;
+  bool busy = false;
+  const Waiter waiter = Waiter::hurried();
+  if (has_parent && inspect(parent)) {
+    if (b.kind == Kind::kRing || b.kind == Kind::kRecord) {
+      QueueState& q = at<QueueState>(parent);
+      busy = !QueueOps(*this, me).find_part(q, i, &in_use);
+    } else {
+      in_use = true;  // a chunk: linked before its owner was changed, or lost until its object goes
+    }
+    busy = !end_inspection(me, parent, waiter) || busy;
+  }
+  if (busy) return false;
+  if (in_use) {
+    b.owner.compare_exchange_strong(owner, kOwnedByQueue);
+  } else if (b.owner.compare_exchange_strong(owner, me)) {
+    // An object that its destroyer left half taken apart: its parts are found by their parent's being gone.
+    free(me, i, Waiter(0, {}));
+  }
+  return true;
 }
 
 inline u32 Arena::collect(Tag me, const Waiter& caller) noexcept {
   Header& h = header();
   if (h.collect.lock(slots(), me, caller) == Locked::kNo) return 0;
-  const Waiter waiter = caller.undisturbed();
   h.departures.store(0, std::memory_order_relaxed);
-
-  // Who has left? Found dead, or said goodbye and ended.
   constexpr u32 kAtOnce = 1024;
-  u32 left[kAtOnce];
-  u32 n = 0;
-  for (u32 i = 1; i < h.slot_end.load(std::memory_order_relaxed) && n < kAtOnce; ++i) {
-    Slot& s = slots()[i];
-    if (s.pid.load(std::memory_order_acquire) <= 0) continue;
-    const u32 w = s.word.load(std::memory_order_acquire);
-    const SlotState state = Slot::state_of(w);
-    if (state == SlotState::kFree || state == SlotState::kReserved) {
-      // Died between taking the slot and going live: nothing is in its name.
-      if (state == SlotState::kFree && slot_process_gone(s)) s.pid.store(0, std::memory_order_release);
-      continue;
-    }
-    if (gone(make_tag(Slot::gen_of(w), i), true) && slot_process_gone(s)) left[n++] = make_tag(Slot::gen_of(w), i);
-  }
-  if (n == 0) {
-    h.collect.unlock();
-    return 0;
-  }
-  const auto has_left = [&](Tag t) {
-    if (t == 0 || slot_index(t) == 0 || slot_index(t) >= kMaxSlots) return false;
-    for (u32 i = 0; i < n; ++i) {
-      if (left[i] == t) return true;
-    }
-    return false;
-  };
-
-  const u32 nblocks = h.nblocks.load(std::memory_order_acquire);
+  Tag left[kAtOnce];
+  const u32 n = find_departed(left, kAtOnce);
+  bool settled = true;
+  const u32 nblocks = n == 0 ? 0 : h.nblocks.load(std::memory_order_acquire);
   for (u32 i = 1; i < nblocks; ++i) {
-    Block& b = block(i);
-    const u32 owner = b.owner.load(std::memory_order_acquire);
+    const u32 owner = block(i).owner.load(std::memory_order_acquire);
     if (owner == 0) continue;
-    if (owner == kOwnedByHolders) {
-      Object& o = at<Object>(i);
-      if (b.kind == Kind::kLock || b.kind == Kind::kRLock) {
-        UserLock& l = at<UserLock>(i);
-        const Tag holder = l.word.load(std::memory_order_acquire) & kTagMask;
-        if (has_left(holder) && fate(holder, false) == Owner::kDied)
-          orphan_lock(l, slots()[slot_index(holder)], holder);
-        if ((l.word.load(std::memory_order_relaxed) & kTagMask) == kOrphaned) futex_wake(l.word, 1);
-      } else if (b.kind == Kind::kSemaphore || b.kind == Kind::kBoundedSemaphore) {
-        SemaphoreOps(*this, me).reclaim(at<SemaphoreState>(i), waiter);
-      } else if (b.kind == Kind::kCondition) {
-        ConditionOps(*this, me).sweep(at<ConditionState>(i), waiter);
-      } else if (b.kind == Kind::kBarrier) {
-        BarrierOps(*this, me).sweep(at<BarrierState>(i), waiter);
-      } else if (b.kind == Kind::kJoinableQueue) {
-        QueueOps(*this, me).scavenge(at<QueueState>(i), waiter);
-      }
-      if (o.pinned.load(std::memory_order_relaxed) != 0) continue;
-      bool held = false;
-      for_each(o.holders, [&](RosterEntry& e) {
-        const Tag t = e.tag.load(std::memory_order_acquire);
-        held = held || (t != 0 && !gone(t, false) && !has_left(t));
-      });
-      if (held) continue;
-      // Under the guard, so that of two finders one destroys.
-      if (o.guard.lock(slots(), me, waiter) == Locked::kNo) continue;
-      u32 expected = kOwnedByHolders;
-      const bool mine = b.owner.compare_exchange_strong(expected, me);
-      o.guard.unlock();
-      if (mine) destroy(me, i, waiter);
+    if (owner == kOwnedByHolders || owner == kInspected) {
+      settled = settle_object(me, i, left, n) && settled;
     } else if (owner == kOwnedByQueue) {
-      const Block& p = block(b.parent);
-      if (p.owner.load(std::memory_order_acquire) == 0 || p.gen.load(std::memory_order_relaxed) != b.parent_gen) {
-        u32 expected = owner;
-        if (b.owner.compare_exchange_strong(expected, me)) free(me, i, waiter);
-      }
-    } else if (has_left(owner)) {
-      const Block& p = block(b.parent);
-      const bool parent_lives = b.parent != 0 && p.owner.load(std::memory_order_acquire) == kOwnedByHolders &&
-                                p.gen.load(std::memory_order_relaxed) == b.parent_gen;
-      bool in_use = false;
-      if (parent_lives && (b.kind == Kind::kRing || b.kind == Kind::kRecord)) {
-        QueueState& q = at<QueueState>(b.parent);
-        const QueueOps ops(*this, me);
-        const Locked put = q.put_lock.lock(slots(), me, waiter);
-        if (put == Locked::kNo) continue;
-        if (put == Locked::kRecovered) ops.repair_put(q);
-        const Locked get = q.get_lock.lock(slots(), me, waiter);
-        if (get == Locked::kRecovered) ops.repair_get(q);
-        in_use = get == Locked::kNo || ops.reachable(q, i);
-        if (get != Locked::kNo) q.get_lock.unlock();
-        q.put_lock.unlock();
-      } else if (parent_lives && b.kind == Kind::kRosterChunk) {
-        in_use = true;  // linked before its owner was changed, or lost with at most one object's life
-      }
-      u32 expected = owner;
-      if (in_use) {
-        b.owner.compare_exchange_strong(expected, kOwnedByQueue);
-      } else if (b.owner.compare_exchange_strong(expected, me)) {
-        free(me, i, waiter);
-      }
+      settle_part(me, i, false);
+    } else if (std::find(left, left + n, owner) != left + n) {
+      settled = settle_part(me, i, true) && settled;
     }
   }
-  for (u32 i = 0; i < n; ++i) release_slot(slot_index(left[i]));
+  // A slot that is given back too early turns its dead tenant into one that left in good order.
+  for (u32 i = 0; settled && i < n; ++i) release_slot(slot_index(left[i]));
+  if (!settled) h.departures.fetch_add(1, std::memory_order_relaxed);
   h.collect.unlock();
-  return n;
+  return settled ? n : 0;
 }
 
 }  // namespace procession

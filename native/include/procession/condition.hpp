@@ -54,21 +54,20 @@ class ConditionOps {
     }
     if (r == Wait::kReady) return r;
     // Leaving early: a notification that came meanwhile is taken after a timeout, and handed on after a signal.
-    const Waiter patient;
-    lock(c, patient);
+    lock(c, waiter.steady());
     const bool notified = (e.value.load(std::memory_order_relaxed) & kStateMask) == kNotified;
     const bool taken = notified && r == Wait::kTimeout;
     if (!taken) e.tag.store(0, std::memory_order_release);
     c.guard.unlock();
     if (taken) return Wait::kReady;
-    if (notified) notify(c, 1, patient);
+    if (notified) notify(c, 1, waiter.steady());
     return r;
   }
 
   /// Out of the line after kReady; a notification that is not `taken` goes to the next.
-  void leave(ConditionState& c, RosterEntry& e, bool taken) const noexcept {
+  void leave(ConditionState& c, RosterEntry& e, bool taken, const Waiter& waiter = {}) const noexcept {
     e.tag.store(0, std::memory_order_release);
-    if (!taken) notify(c, 1, Waiter());
+    if (!taken) notify(c, 1, waiter.steady());
   }
 
   /// Both, for waiters that have no lock to take.
@@ -83,31 +82,21 @@ class ConditionOps {
     i32 told = 0;
     while (n != 0) {
       if (!lock(c, waiter)) return -1;
-      RosterEntry* batch[16];
-      u32 found = 0;
-      n += pass_on(c, false);
-      for (; found < 16 && n != 0; ++found, --n) {
-        RosterEntry* first = nullptr;
-        arena_.for_each(c.waiters, [&](RosterEntry& e) {
-          const u32 v = e.value.load(std::memory_order_relaxed);
-          if (e.tag.load(std::memory_order_relaxed) == 0 || (v & kStateMask) != kWaiting) return;
-          if (first == nullptr || static_cast<i32>(v - first->value.load(std::memory_order_relaxed)) < 0) first = &e;
-        });
-        if (first == nullptr) break;
-        first->value.store((first->value.load(std::memory_order_relaxed) & ~kStateMask) | kNotified,
-                           std::memory_order_release);
-        batch[found] = first;
-      }
+      Batch batch;
+      bury_dead(c, batch, false);
+      const u32 inherited = batch.n;
+      while (!batch.full() && n != 0 && tell_first(c, batch)) --n;
+      const bool more = batch.full();
       c.guard.unlock();
-      for (u32 i = 0; i < found; ++i) futex_wake(batch[i]->value, 1);
-      told += static_cast<i32>(found);
-      if (found < 16) break;
+      batch.wake();
+      told += static_cast<i32>(batch.n - inherited);
+      if (!more) break;
     }
     return told;
   }
 
   /// Look for dead waiters; hand on the notifications they did not take.
-  void sweep(ConditionState& c, const Waiter& waiter) const noexcept {
+  void sweep(ConditionState& c, const Waiter& waiter, bool* busy = nullptr) const noexcept {
     bool dead = false;
     Tag known = me_;  // neighbours are often of one process: ask the kernel once
     arena_.for_each(c.waiters, [&](RosterEntry& e) {
@@ -115,28 +104,63 @@ class ConditionOps {
       if (t != 0 && t != known && arena_.gone(t, true)) dead = true;
       if (t != 0) known = t;
     });
-    if (!dead || !lock(c, waiter)) return;
-    const u32 n = pass_on(c, true);
-    c.guard.unlock();
-    if (n != 0) notify(c, n, waiter);
+    if (!dead) return;
+    for (bool more = true; more;) {
+      if (!lock(c, waiter)) {
+        if (busy != nullptr) *busy = true;
+        return;
+      }
+      Batch batch;
+      bury_dead(c, batch, true);
+      more = batch.full();
+      c.guard.unlock();
+      batch.wake();
+    }
   }
 
  private:
+  /// Those told under one hold of the guard, to be woken after it.
+  struct Batch {
+    RosterEntry* entry[16];
+    u32 n = 0;
+    bool full() const noexcept { return n == 16; }
+    void wake() const noexcept {
+      for (u32 i = 0; i < n; ++i) futex_wake(entry[i]->value, 1);
+    }
+  };
+
+  /// Under guard: tell the one that has waited longest. False when nobody waits.
+  bool tell_first(ConditionState& c, Batch& batch) const noexcept {
+    RosterEntry* first = nullptr;
+    arena_.for_each(c.waiters, [&](RosterEntry& e) {
+      const u32 v = e.value.load(std::memory_order_relaxed);
+      if (e.tag.load(std::memory_order_relaxed) == 0 || (v & kStateMask) != kWaiting) return;
+      if (first == nullptr || static_cast<i32>(v - first->value.load(std::memory_order_relaxed)) < 0) first = &e;
+    });
+    if (first == nullptr) return false;
+    first->value.store((first->value.load(std::memory_order_relaxed) & ~kStateMask) | kNotified, std::memory_order_release);
+    batch.entry[batch.n++] = first;
+    return true;
+  }
+
+  /// Under guard: empty the entries of the dead. A notification one of them did not take goes to the next in line first: if
+  /// we are killed in between, it is given twice, not lost.
+  void bury_dead(ConditionState& c, Batch& batch, bool ask_kernel) const noexcept {
+    // The dead that wait go first, or one of them could be told.
+    for (const u32 state : {kWaiting, kNotified}) {
+      arena_.for_each(c.waiters, [&](RosterEntry& e) {
+        const Tag t = e.tag.load(std::memory_order_relaxed);
+        if (t == 0 || t == me_ || (e.value.load(std::memory_order_relaxed) & kStateMask) != state) return;
+        if (!arena_.gone(t, ask_kernel) || (state == kNotified && batch.full())) return;
+        if (state == kNotified) tell_first(c, batch);
+        e.tag.store(0, std::memory_order_release);
+      });
+    }
+  }
+
   bool lock(ConditionState& c, const Waiter& waiter) const noexcept {
     return c.guard.lock(arena_.slots(), me_, waiter) !=
            Locked::kNo;  // every store leaves a good state: nothing to repair
-  }
-
-  /// Under guard: empty the entries of the dead; returns how many notifications they had not taken.
-  u32 pass_on(ConditionState& c, bool ask_kernel) const noexcept {
-    u32 n = 0;
-    arena_.for_each(c.waiters, [&](RosterEntry& e) {
-      const Tag t = e.tag.load(std::memory_order_relaxed);
-      if (t == 0 || t == me_ || !arena_.gone(t, ask_kernel)) return;
-      if ((e.value.load(std::memory_order_relaxed) & kStateMask) == kNotified) ++n;
-      e.tag.store(0, std::memory_order_release);
-    });
-    return n;
   }
 
   Arena& arena_;

@@ -67,12 +67,10 @@ class LockOps {
   /// False when it was not held.
   bool release(UserLock& l) const noexcept {
     u32 w = l.word.load(std::memory_order_relaxed);
-    if ((w & kTagMask) == 0) return false;
-    if (l.word.compare_exchange_strong(w, 0, std::memory_order_seq_cst)) {
-      if (w & kWaiters) futex_wake(l.word, 1);
-      return true;
-    }
-    if (l.word.exchange(0, std::memory_order_seq_cst) & kWaiters) futex_wake(l.word, 1);
+    do {
+      if ((w & kTagMask) == 0) return false;
+    } while (!l.word.compare_exchange_weak(w, 0, std::memory_order_seq_cst));
+    if (w & kWaiters) futex_wake(l.word, 1);
     return true;
   }
 

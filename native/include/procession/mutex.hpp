@@ -39,6 +39,15 @@ class Mutex {
       return (w & kTagMask) == 0 && word_.compare_exchange_strong(w, me | w, std::memory_order_acquire);
     });
     if (took) return Locked::kYes;
+    if (waiter.is_hurried()) {
+      u32 w = word_.load(std::memory_order_relaxed);
+      if ((w & kTagMask) == 0) {
+        return word_.compare_exchange_strong(w, me | w, std::memory_order_acquire) ? Locked::kYes : Locked::kNo;
+      }
+      const bool gone = (w & kTagMask) != me && left_for_good(slots, w & kTagMask, true);
+      return gone && word_.compare_exchange_strong(w, me | kWaiters, std::memory_order_acquire) ? Locked::kRecovered
+                                                                                               : Locked::kNo;
+    }
     // A call with a deadline may be late by this much when a holder was stopped (SIGSTOP) inside; without a deadline
     // there is the holder's return, its death, or a signal.
     const i64 deadline =
@@ -78,6 +87,7 @@ class EventCount {
   u32 prepare() noexcept {
     u32 w = word_.load(std::memory_order_relaxed);
     while (!word_.compare_exchange_weak(w, (w + 2) | 1, std::memory_order_seq_cst)) {}
+    fence_after_rmw();  // the look at what is awaited comes after
     return (w + 2) | 1;
   }
 

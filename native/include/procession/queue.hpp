@@ -127,7 +127,7 @@ class QueueOps {
   Put try_put(QueueState& q, const Outgoing* m, u32 n, u32* done, const Waiter& waiter) const noexcept {
     const Locked l = q.put_lock.lock(arena_.slots(), me_, waiter);
     if (l == Locked::kNo) return Put::kInterrupted;
-    if (l == Locked::kRecovered) repair_put(q);
+    if (l == Locked::kRecovered) repair_put(q, waiter);
     Put result = Put::kDone;
     if (q.flags.load(std::memory_order_relaxed) & kQueueShutDown) {
       result = Put::kShutDown;
@@ -309,22 +309,18 @@ class QueueOps {
   /// Exact: with neither lock held the cached counts are the truth; with one held, its holder is waited for or its death
   /// repaired.
   i64 size(QueueState& q, bool joinable, const Waiter& waiter) const noexcept {
-    if (q.put_lock.holder() != 0) {
-      const Locked l = q.put_lock.lock(arena_.slots(), me_, waiter);
-      if (l == Locked::kNo) return -1;
-      if (l == Locked::kRecovered) repair_put(q);
-      q.put_lock.unlock();
-    }
-    if (!sync_get_side(q, waiter)) return -1;
-    // nget first: an item put and taken between the two loads must not make the difference negative.
-    u32 got = q.nget.load(std::memory_order_acquire);
     for (;;) {
-      const u32 put = q.nput.load(std::memory_order_acquire);
-      const u32 again = q.nget.load(std::memory_order_acquire);
-      if (again != got) {
-        got = again;
-        continue;
+      if (q.put_lock.holder() != 0) {
+        const Locked l = q.put_lock.lock(arena_.slots(), me_, waiter);
+        if (l == Locked::kNo) return -1;
+        if (l == Locked::kRecovered) repair_put(q, waiter);
+        q.put_lock.unlock();
       }
+      if (!sync_get_side(q, waiter)) return -1;
+      const u32 got = q.nget.load(std::memory_order_acquire);
+      const u32 put = q.nput.load(std::memory_order_acquire);
+      // Again if a consumer came in between; or took an item whose producer has not counted it yet.
+      if (q.nget.load(std::memory_order_acquire) != got || static_cast<i32>(put - got) < 0) continue;
       u32 n = put - got;
       if (n == 0 && joinable && q.in_hand.load(std::memory_order_relaxed) != 0) scavenge(q, waiter);
       if (joinable) n += q.returned.load(std::memory_order_relaxed);
@@ -341,7 +337,7 @@ class QueueOps {
   bool shut_down(QueueState& q, bool immediate, const Waiter& waiter) const noexcept {
     const Locked p = q.put_lock.lock(arena_.slots(), me_, waiter);
     if (p == Locked::kNo) return false;
-    if (p == Locked::kRecovered) repair_put(q);
+    if (p == Locked::kRecovered) repair_put(q, waiter);
     q.flags.fetch_or(kQueueShutDown | (immediate ? kQueueImmediate : 0), std::memory_order_seq_cst);
     q.put_lock.unlock();
     if (immediate) {
@@ -416,10 +412,13 @@ class QueueOps {
   }
 
   /// Items whose consumer died go back, to be delivered again. True when there are some.
-  bool scavenge(QueueState& q, const Waiter& waiter) const noexcept {
+  bool scavenge(QueueState& q, const Waiter& waiter, bool* busy = nullptr) const noexcept {
     if (q.in_hand.load(std::memory_order_relaxed) == 0) return false;
     const Locked l = q.get_lock.lock(arena_.slots(), me_, waiter);
-    if (l == Locked::kNo) return false;
+    if (l == Locked::kNo) {
+      if (busy != nullptr) *busy = true;
+      return false;
+    }
     if (l == Locked::kRecovered) repair_get(q);
     const u32 back = return_items(q, true);
     q.get_lock.unlock();
@@ -467,18 +466,37 @@ class QueueOps {
   /// A producer died inside: what it committed counts, what it did not is overwritten.
   /// It may have died between linking a ring and moving on to it; the get lock keeps consumers from freeing the old one
   /// while the chain is walked.
-  void repair_put(QueueState& q) const noexcept {
-    const Waiter patient(0, {});
-    Locked l;
-    while ((l = q.get_lock.lock(arena_.slots(), me_, patient)) == Locked::kNo) {}
-    if (l == Locked::kRecovered) repair_get(q);
+  void repair_put(QueueState& q, const Waiter& waiter) const noexcept {
+    if (q.get_lock.lock(arena_.slots(), me_, waiter.steady()) == Locked::kRecovered) repair_get(q);
+    repair_put_locked(q);
+    q.get_lock.unlock();
+  }
+
+  /// With both locks held.
+  void repair_put_locked(QueueState& q) const noexcept {
     Ring* r = &ring_at(q, q.put_ring.load(std::memory_order_relaxed));
     for (u32 next; (next = r->next.load(std::memory_order_acquire)) != 0;) {
       r = &ring_at(q, next);
       adopt_ring(q, *r);
     }
     q.nput.store(end_count(r->head.load(std::memory_order_relaxed)), std::memory_order_release);
+  }
+
+  /// collect(): is this ring or record linked? False: somebody is at work in the queue. The locks are taken without
+  /// waiting, so their order does not matter.
+  bool find_part(QueueState& q, u32 block, bool* in_use) const noexcept {
+    const Waiter hurried = Waiter::hurried();
+    const Locked get = q.get_lock.lock(arena_.slots(), me_, hurried);
+    if (get == Locked::kNo) return false;
+    if (get == Locked::kRecovered) repair_get(q);
+    const Locked put = q.put_lock.lock(arena_.slots(), me_, hurried);
+    if (put == Locked::kRecovered) repair_put_locked(q);
+    if (put != Locked::kNo) {
+      *in_use = reachable(q, block);
+      q.put_lock.unlock();
+    }
     q.get_lock.unlock();
+    return put != Locked::kNo;
   }
 
   void repair_get(QueueState& q) const noexcept {
@@ -524,7 +542,8 @@ class QueueOps {
          i = record(i).next.load(std::memory_order_relaxed)) {
       const Tag t = record(i).tag.load(std::memory_order_relaxed);
       if (t == 0 || t == alive) continue;
-      if (!arena_.gone(t, ask_kernel)) {
+      // One that ended in good order may have left its item to others on purpose, or never meant to mark it.
+      if (!arena_.failed(t, ask_kernel)) {
         alive = t;
         continue;
       }
@@ -614,7 +633,7 @@ class QueueOps {
     u64 total = std::bit_ceil(bytes);
     u32 i = arena_.allocate(me_, total + sizeof(Ring), Kind::kRing, q.object.block, waiter);
     if (i == 0) {  // nearly full: the least that holds the message
-      total = std::bit_ceil(u64{need} * 16);
+      total = std::bit_ceil(u64{need} * 8);
       i = arena_.allocate(me_, total + sizeof(Ring), Kind::kRing, q.object.block, waiter);
       if (i == 0) return nullptr;
     }

@@ -77,13 +77,17 @@ class SemaphoreOps {
   }
 
   /// Permits of processes that died come back. True when there were some.
-  bool reclaim(SemaphoreState& s, const Waiter& waiter) const noexcept {
+  bool reclaim(SemaphoreState& s, const Waiter& waiter, bool* busy = nullptr) const noexcept {
     bool dead = false;
     arena_.for_each(s.permits, [&](RosterEntry& e) {
       const Tag t = e.tag.load(std::memory_order_acquire);
       dead = dead || (t != 0 && t != me_ && arena_.fate(t, true) == Owner::kDied);
     });
-    if (!dead || !lock(s, waiter)) return false;
+    if (!dead) return false;
+    if (!lock(s, waiter)) {
+      if (busy != nullptr) *busy = true;
+      return false;
+    }
     u32 back = 0;
     arena_.for_each(s.permits, [&](RosterEntry& e) {
       const Tag t = e.tag.load(std::memory_order_relaxed);

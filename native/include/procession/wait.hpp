@@ -19,6 +19,7 @@ class Waiter {
   struct Hooks {
     void (*before_sleep)(void*) = nullptr;  ///< called before anything that may take long; idempotent
     bool (*interrupted)(void*) = nullptr;   ///< called when a sleep ended early or at its slice; true: give up
+    bool (*gave_up)(void*) = nullptr;       ///< whether `interrupted` has said so before in this call
     void* self = nullptr;
   };
 
@@ -27,6 +28,11 @@ class Waiter {
 
   i64 deadline() const noexcept { return deadline_; }
   bool may_wait() const noexcept { return deadline_ != 0; }
+
+  bool is_hurried() const noexcept { return deadline_ == kHurried; }
+
+  /// For collect(), which walks over everybody's objects: it takes what is free or a dead process's, and waits for nobody.
+  static Waiter hurried() noexcept { return Waiter(kHurried, {}); }
   void before_sleep() const noexcept {
     if (hooks_.before_sleep != nullptr) hooks_.before_sleep(hooks_.self);
   }
@@ -36,6 +42,14 @@ class Waiter {
   Waiter undisturbed() const noexcept {
     Waiter w = *this;
     w.hooks_.interrupted = nullptr;
+    w.hooks_.gave_up = nullptr;
+    return w;
+  }
+
+  /// Neither signals nor a deadline: for what has to be finished. Still gives up the GIL, which the one waited for may need.
+  Waiter steady() const noexcept {
+    Waiter w = undisturbed();
+    w.deadline_ = kForever;
     return w;
   }
 
@@ -48,6 +62,8 @@ class Waiter {
       if (left <= 0) return Wait::kTimeout;
       ns = std::min(ns, left);
     }
+    // A signal that ended one of this call's earlier waits ends this one too: it must not be swallowed on the way.
+    if (hooks_.gave_up != nullptr && hooks_.gave_up(hooks_.self)) return Wait::kInterrupted;
     before_sleep();
     const int error = futex_wait(word, seen, ns);
     if (error != 0 && hooks_.interrupted != nullptr && hooks_.interrupted(hooks_.self)) return Wait::kInterrupted;
@@ -62,12 +78,16 @@ class Waiter {
   }
 
  private:
+  static constexpr i64 kHurried = -1;
   i64 deadline_ = kForever;
   Hooks hooks_{};
 };
 
 /// Owner-death is noticed at the end of a slice, so this bounds how long survivors stand still.
-constexpr i64 kLockSlice = 20 * kMillisecond;
+#ifndef PROCESSION_LOCK_SLICE  // tests that kill thousands of holders have no time for it
+#define PROCESSION_LOCK_SLICE (20 * kMillisecond)
+#endif
+constexpr i64 kLockSlice = PROCESSION_LOCK_SLICE;
 /// An idle getter wakes this often at most; measured 5 us a wake-up, so 50 idle processes cost 0.25 % of a CPU.
 constexpr i64 kIdleSliceMax = 100 * kMillisecond;
 

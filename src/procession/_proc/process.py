@@ -143,10 +143,13 @@ class WithResult(_Base):
         if mailbox is not None:
             # An attribute of this one object: run() may be overridden, also by a class that knows nothing of us.
             self.run = functools.partial(mailbox.run, self.run)  # type: ignore[method-assign]
+        code = 1
         try:
-            return super()._bootstrap(parent_sentinel)
+            code = super()._bootstrap(parent_sentinel)
         finally:
-            _native.process_exiting()
+            # One that fails keeps its locks, as in the standard library; the items it had in hand are another's to do.
+            _native.process_exiting(code != 0)
+        return code
 
 
 class Process(WithResult, _context.Process):
