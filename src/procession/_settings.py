@@ -14,12 +14,14 @@ __all__ = ["arena_limits", "parse_size"]
 
 _SUFFIXES = {"k": 10, "m": 20, "g": 30, "t": 40}
 
-# Address space, not memory: pages exist once they are written. One family rarely needs more, and the kernel's
-# smallest user address space (39 bits on some aarch64) has room for it several times.
+# Address space, not memory: pages exist once they are written. The smallest user address space (39 bits on some
+# aarch64) has room for several of these.
 _RESERVED = 64 << 30
 
-# The table of blocks and of processes comes on top of what blocks may take.
-_OVERHEAD = 1.05
+# Blocks are neither split nor merged; with room to spare, a large one finds a place though small ones lie about.
+_SPARE = 4
+# The tables of blocks and of processes come on top.
+_TABLES = 2 << 20
 
 
 def parse_size(text: str) -> int:
@@ -47,7 +49,7 @@ def arena_limits() -> tuple[int, int]:
             limit = parse_size(text)
         except ValueError as error:
             raise ValueError(f"PROCESSION_ARENA_SIZE: {error}") from None
-        return max(int(limit * _OVERHEAD) + (2 << 20), 1 << 20), limit
+        return limit * _SPARE + _TABLES, limit
     from procession._proc.limits import memory_limit
 
     return _RESERVED, min(memory_limit(), _RESERVED)
