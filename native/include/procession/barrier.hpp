@@ -59,11 +59,11 @@ class BarrierOps {
   /// The action has run: release the others, or break the barrier. False: it was reset or broken meanwhile.
   bool finish(BarrierState& b, bool broken, const Waiter& waiter) const noexcept {
     lock(b, waiter.steady());
-    Tag runner = me_;
-    const bool mine = b.runner.compare_exchange_strong(runner, 0);
+    const bool mine = b.runner.load(std::memory_order_relaxed) == me_;
     if (mine) {
       if (broken) b.broken.store(1, std::memory_order_release);
       end_generation(b, broken ? kBroken : kReleased);
+      b.runner.store(0, std::memory_order_relaxed);  // last: killed before, we are a runner that died, and sweep() sees it
     }
     b.guard.unlock();
     if (mine) wake(b);
@@ -123,6 +123,9 @@ class BarrierOps {
   void sweep(BarrierState& b, const Waiter& waiter, bool* busy = nullptr) const noexcept {
     const Tag runner = b.runner.load(std::memory_order_acquire);
     bool dead = runner != 0 && arena_.gone(runner, true);
+    // The last to come may have died while it ended the generation, some of us told and some not: lock() finishes that.
+    const Tag holder = b.guard.holder();
+    dead = dead || (holder != 0 && holder != me_ && arena_.gone(holder, true));
     Tag known = me_;
     arena_.for_each(b.waiters, [&](RosterEntry& e) {
       const Tag t = e.tag.load(std::memory_order_acquire);
@@ -144,9 +147,9 @@ class BarrierOps {
         dead = true;
     });
     if (dead) {
-      b.runner.store(0, std::memory_order_relaxed);
       b.broken.store(1, std::memory_order_release);
       end_generation(b, kBroken);
+      b.runner.store(0, std::memory_order_relaxed);
     }
     b.guard.unlock();
     if (dead) wake(b);
@@ -191,8 +194,8 @@ class BarrierOps {
   void stop(BarrierState& b, bool broken, const Waiter& waiter) const noexcept {
     lock(b, waiter.steady());
     b.broken.store(broken ? 1 : 0, std::memory_order_release);
-    b.runner.store(0, std::memory_order_relaxed);
     end_generation(b, kBroken);
+    b.runner.store(0, std::memory_order_relaxed);
     b.guard.unlock();
     wake(b);
   }

@@ -46,9 +46,8 @@ class ConditionOps {
       spin_for(3'000, [&] { return e.value.load(std::memory_order_acquire) != waiting; });
     }
     for (IdleSlice slice; (e.value.load(std::memory_order_acquire) & kStateMask) == kWaiting;) {
-      r = waiter.may_wait()
-              ? waiter.sleep(e.value, e.value.load(std::memory_order_relaxed), slice.next(), waiter.deadline())
-              : Wait::kTimeout;
+      // On the value that says kWaiting: read anew it might say kNotified by now, and nothing would end that sleep.
+      r = waiter.may_wait() ? waiter.sleep(e.value, waiting, slice.next(), waiter.deadline()) : Wait::kTimeout;
       if (r != Wait::kReady) break;
       if ((e.value.load(std::memory_order_acquire) & kStateMask) == kWaiting) sweep(c, waiter);
     }
@@ -57,17 +56,20 @@ class ConditionOps {
     lock(c, waiter.steady());
     const bool notified = (e.value.load(std::memory_order_relaxed) & kStateMask) == kNotified;
     const bool taken = notified && r == Wait::kTimeout;
-    if (!taken) e.tag.store(0, std::memory_order_release);
+    if (!taken) step_out(c, e);
     c.guard.unlock();
-    if (taken) return Wait::kReady;
-    if (notified) notify(c, 1, waiter.steady());
-    return r;
+    return taken ? Wait::kReady : r;
   }
 
   /// Out of the line after kReady; a notification that is not `taken` goes to the next.
   void leave(ConditionState& c, RosterEntry& e, bool taken, const Waiter& waiter = {}) const noexcept {
-    e.tag.store(0, std::memory_order_release);
-    if (!taken) notify(c, 1, waiter.steady());
+    if (taken) {
+      e.tag.store(0, std::memory_order_release);
+      return;
+    }
+    lock(c, waiter.steady());
+    step_out(c, e);
+    c.guard.unlock();
   }
 
   /// Both, for waiters that have no lock to take.
@@ -156,6 +158,14 @@ class ConditionOps {
         e.tag.store(0, std::memory_order_release);
       });
     }
+  }
+
+  /// Under guard: out of the line without the notification, which goes to the next first: as in bury_dead().
+  void step_out(ConditionState& c, RosterEntry& e) const noexcept {
+    Batch batch;
+    if ((e.value.load(std::memory_order_relaxed) & kStateMask) == kNotified) tell_first(c, batch);
+    e.tag.store(0, std::memory_order_release);
+    batch.wake();
   }
 
   bool lock(ConditionState& c, const Waiter& waiter) const noexcept {

@@ -30,7 +30,11 @@ class SemaphoreOps {
   Wait acquire(SemaphoreState& s, bool scoped, const Waiter& waiter) const noexcept {
     Wait r = take(s, scoped, waiter);
     if (r != Wait::kTimeout) return r;
-    if (!waiter.may_wait()) return arena_.may_ask_kernel() && reclaim(s, waiter) ? take(s, scoped, waiter) : r;
+    if (!waiter.may_wait()) {
+      if (!arena_.may_ask_kernel()) return r;
+      reclaim(s, waiter);
+      return take(s, scoped, waiter);
+    }
     if (spin_for(kSpin, [&] { return s.value.load(std::memory_order_relaxed) > 0; })) {
       if ((r = take(s, scoped, waiter)) != Wait::kTimeout) return r;
     }
@@ -78,7 +82,9 @@ class SemaphoreOps {
 
   /// Permits of processes that died come back. True when there were some.
   bool reclaim(SemaphoreState& s, const Waiter& waiter, bool* busy = nullptr) const noexcept {
-    bool dead = false;
+    // One that died in release() may have left a permit that `value` does not count yet: lock() counts anew.
+    const Tag holder = s.guard.holder();
+    bool dead = holder != 0 && holder != me_ && arena_.gone(holder, true);
     arena_.for_each(s.permits, [&](RosterEntry& e) {
       const Tag t = e.tag.load(std::memory_order_acquire);
       dead = dead || (t != 0 && t != me_ && arena_.fate(t, true) == Owner::kDied);
