@@ -433,10 +433,10 @@ class Arena {
   }
   void release_slot(u32 i) noexcept;
   bool inspect(u32 i) noexcept;
-  bool end_inspection(Tag me, u32 i, const Waiter& waiter) noexcept;
+  bool end_inspection(Tag me, u32 i, const Tag* left, u32 n, const Waiter& waiter) noexcept;
   u32 find_departed(Tag* left, u32 most) noexcept;
   bool settle_object(Tag me, u32 i, const Tag* left, u32 n) noexcept;
-  bool settle_part(Tag me, u32 i, bool owner_left) noexcept;
+  bool settle_part(Tag me, u32 i, bool owner_left, const Tag* left, u32 n) noexcept;
   void make_room() noexcept;
 
   char* base_ = nullptr;

@@ -82,13 +82,14 @@ inline bool Arena::inspect(u32 i) noexcept {
 }
 
 /// Let go of it, or destroy it if nobody holds it any more. False: its guard is taken, so it stays inspected for now.
-inline bool Arena::end_inspection(Tag me, u32 i, const Waiter& waiter) noexcept {
+inline bool Arena::end_inspection(Tag me, u32 i, const Tag* left, u32 n, const Waiter& waiter) noexcept {
   Object& o = at<Object>(i);
   if (o.guard.lock(slots(), me, waiter) == Locked::kNo) return false;
   bool held = o.pinned.load(std::memory_order_relaxed) != 0;
   for_each(o.holders, [&](RosterEntry& e) {
     const Tag t = e.tag.load(std::memory_order_acquire);
-    held = held || (t != 0 && !gone(t, false));
+    // Who said goodbye counts until its slot is given back, and that comes last: `left` knows better.
+    held = held || (t != 0 && !gone(t, false) && std::find(left, left + n, t) == left + n);
   });
   block(i).owner.store(held ? kOwnedByHolders : me, std::memory_order_release);
   o.guard.unlock();
@@ -118,11 +119,11 @@ inline bool Arena::settle_object(Tag me, u32 i, const Tag* left, u32 n) noexcept
     case Kind::kJoinableQueue: QueueOps(*this, me).scavenge(at<QueueState>(i), waiter, &busy); break;
     default: break;
   }
-  return end_inspection(me, i, waiter) && !busy;
+  return end_inspection(me, i, left, n, waiter) && !busy;
 }
 
 /// A ring, record or chunk: free it if its object is gone, or if its departed owner never linked it.
-inline bool Arena::settle_part(Tag me, u32 i, bool owner_left) noexcept {
+inline bool Arena::settle_part(Tag me, u32 i, bool owner_left, const Tag* left, u32 n) noexcept {
   Block& b = block(i);
   u32 owner = b.owner.load(std::memory_order_acquire);
   const u32 parent = b.parent;
@@ -143,7 +144,7 @@ inline bool Arena::settle_part(Tag me, u32 i, bool owner_left) noexcept {
     } else {
       in_use = true;  // a chunk: linked before its owner was changed, or lost until its object goes
     }
-    busy = !end_inspection(me, parent, waiter) || busy;
+    busy = !end_inspection(me, parent, left, n, waiter) || busy;
   }
   if (busy) return false;
   if (in_use) {
@@ -170,9 +171,9 @@ inline u32 Arena::collect(Tag me, const Waiter& caller) noexcept {
     if (owner == kOwnedByHolders || owner == kInspected) {
       settled = settle_object(me, i, left, n) && settled;
     } else if (owner == kOwnedByQueue) {
-      settle_part(me, i, false);
+      settle_part(me, i, false, left, n);
     } else if (std::find(left, left + n, owner) != left + n) {
-      settled = settle_part(me, i, true) && settled;
+      settled = settle_part(me, i, true, left, n) && settled;
     }
   }
   // A slot that is given back too early turns its dead tenant into one that left in good order.
