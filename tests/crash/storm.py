@@ -363,8 +363,14 @@ class Storm:
         if memory is not None:
             # Nothing of it is referred to any more: every block of it must be free again.
             self.objects = None
-            _settle()
-            self.report.leaked_blocks = memory()["blocks"] - before
+            # A child killed before it came to its slot leaves a reservation, which is given up after ten seconds.
+            deadline = time.monotonic() + 30
+            while True:
+                _settle()
+                self.report.leaked_blocks = memory()["blocks"] - before
+                if self.report.leaked_blocks == 0 or time.monotonic() > deadline:
+                    break
+                time.sleep(0.5)
         return self.report
 
     def _run(self, directory: str, kills: int, seconds: float) -> None:
