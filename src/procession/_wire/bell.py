@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 import weakref
+from multiprocessing import connection
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -118,11 +120,18 @@ class Reader:
         return self._bell.fileno()
 
     def poll(self, timeout: float | None = 0.0) -> bool:
-        if not self._target().empty() or timeout == 0:
-            return not self._target().empty()
-        from multiprocessing.connection import wait
-
-        return bool(wait([self], timeout))  # type: ignore[list-item]
+        """Tell whether there is an item; wait for one up to `timeout` seconds (monotonic clock), None: for ever."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._target().empty():
+            left = _SLICE_S if deadline is None else min(_SLICE_S, deadline - time.monotonic())
+            if left <= 0:
+                return False
+            # In slices: a signal may have been given to another thread, and a dead consumer's item comes back unrung.
+            try:
+                connection.wait([self], left)
+            except OSError:
+                time.sleep(min(left, _SLICE_WITHOUT_BELL_S))  # all bells are taken
+        return True
 
     def recv(self) -> Any:
         return self._target().get()
