@@ -432,6 +432,7 @@ class Arena {
     b.parent_gen = parent == 0 ? 0 : block(parent).gen.load(std::memory_order_relaxed);
   }
   void release_slot(u32 i) noexcept;
+  bool roster_reaches(u32 object, u32 chunk) noexcept;
   bool inspect(u32 i) noexcept;
   bool end_inspection(Tag me, u32 i, const Tag* left, u32 n, const Waiter& waiter) noexcept;
   u32 find_departed(Tag* left, u32 most) noexcept;

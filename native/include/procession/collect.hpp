@@ -129,10 +129,28 @@ inline bool Arena::settle_part(Tag me, u32 i, bool owner_left, const Tag* left, 
   const u32 parent = b.parent;
   const bool has_parent = parent != 0 && block(parent).gen.load(std::memory_order_relaxed) == b.parent_gen && is_live_object(parent);
   if (!owner_left) {  // a part of an object: free it only if that one is no more
-    const Block& p = block(parent);
-    const bool orphan = p.owner.load(std::memory_order_acquire) == 0 || p.gen.load(std::memory_order_relaxed) != b.parent_gen;
-    if (orphan && b.owner.compare_exchange_strong(owner, me)) free(me, i, Waiter(0, {}));
+    const auto orphan = [&] {
+      const Block& p = block(b.parent);
+      return b.owner.load(std::memory_order_acquire) == kOwnedByQueue &&
+             (p.owner.load(std::memory_order_acquire) == 0 || p.gen.load(std::memory_order_relaxed) != b.parent_gen);
+    };
+    if (!orphan()) return true;
+    // Looked at again where no block is freed and used anew: kOwnedByQueue does not say whose part it is.
+    Header& h = header();
+    const Locked l = h.alloc.lock(slots(), me, Waiter::hurried());
+    if (l == Locked::kNo) return false;
+    if (l == Locked::kRecovered) rebuild_free_lists();
+    const bool mine = orphan();
+    if (mine) b.owner.store(me, std::memory_order_release);
+    h.alloc.unlock();
+    if (mine) free(me, i, Waiter(0, {}));
     return true;
+  }
+  // Somebody alive takes its object apart, and this with it where it is linked: not ours to free; we look again later.
+  const Tag taker = parent == 0 ? 0 : block(parent).owner.load(std::memory_order_acquire);
+  if (taker != 0 && taker != me && slot_index(taker) < kMaxSlots && !gone(taker, false) &&
+      std::find(left, left + n, taker) == left + n && block(parent).gen.load(std::memory_order_relaxed) == b.parent_gen) {
+    return false;
   }
   bool in_use = false;
   bool busy = false;
@@ -141,8 +159,8 @@ inline bool Arena::settle_part(Tag me, u32 i, bool owner_left, const Tag* left, 
     if (b.kind == Kind::kRing || b.kind == Kind::kRecord) {
       QueueState& q = at<QueueState>(parent);
       busy = !QueueOps(*this, me).find_part(q, i, &in_use);
-    } else {
-      in_use = true;  // a chunk: linked before its owner was changed, or lost until its object goes
+    } else if (b.kind == Kind::kRosterChunk) {
+      in_use = roster_reaches(parent, i);
     }
     busy = !end_inspection(me, parent, left, n, waiter) || busy;
   }
@@ -156,6 +174,23 @@ inline bool Arena::settle_part(Tag me, u32 i, bool owner_left, const Tag* left, 
   return true;
 }
 
+/// Is `chunk` linked in one of the rosters of `object`? Their chains only grow while the object lives.
+inline bool Arena::roster_reaches(u32 object, u32 chunk) noexcept {
+  const auto in = [&](Roster& r) {
+    u32 c = r.more.load(std::memory_order_acquire);
+    while (c != 0 && c != chunk) c = at<RosterChunk>(c).next.load(std::memory_order_acquire);
+    return c != 0;
+  };
+  if (in(at<Object>(object).holders)) return true;
+  switch (block(object).kind) {
+    case Kind::kSemaphore:
+    case Kind::kBoundedSemaphore: return in(at<SemaphoreState>(object).permits);
+    case Kind::kCondition: return in(at<ConditionState>(object).waiters);
+    case Kind::kBarrier: return in(at<BarrierState>(object).waiters);
+    default: return false;
+  }
+}
+
 inline u32 Arena::collect(Tag me, const Waiter& caller) noexcept {
   Header& h = header();
   if (h.collect.lock(slots(), me, caller) == Locked::kNo) return 0;
@@ -165,15 +200,21 @@ inline u32 Arena::collect(Tag me, const Waiter& caller) noexcept {
   const u32 n = find_departed(left, kAtOnce);
   bool settled = true;
   const u32 nblocks = n == 0 ? 0 : h.nblocks.load(std::memory_order_acquire);
-  for (u32 i = 1; i < nblocks; ++i) {
-    const u32 owner = block(i).owner.load(std::memory_order_acquire);
-    if (owner == 0) continue;
-    if (owner == kOwnedByHolders || owner == kInspected) {
-      settled = settle_object(me, i, left, n) && settled;
-    } else if (owner == kOwnedByQueue) {
-      settle_part(me, i, false, left, n);
-    } else if (std::find(left, left + n, owner) != left + n) {
-      settled = settle_part(me, i, true, left, n) && settled;
+  // An object that its destroyer left half taken apart may have parts below it in the table: they take a second round.
+  bool again = true;
+  for (int round = 0; round < 2 && again; ++round) {
+    again = false;
+    for (u32 i = 1; i < nblocks; ++i) {
+      const u32 owner = block(i).owner.load(std::memory_order_acquire);
+      if (owner == 0) continue;
+      if (owner == kOwnedByHolders || owner == kInspected) {
+        settled = settle_object(me, i, left, n) && settled;
+      } else if (owner == kOwnedByQueue) {
+        settled = settle_part(me, i, false, left, n) && settled;
+      } else if (std::find(left, left + n, owner) != left + n) {
+        again = again || block(i).parent == 0;
+        settled = settle_part(me, i, true, left, n) && settled;
+      }
     }
   }
   // A slot that is given back too early turns its dead tenant into one that left in good order.

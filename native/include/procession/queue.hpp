@@ -653,7 +653,7 @@ class QueueOps {
   /// that is at work the CPU for a moment. Never waits for one that is not.
   void courtesy(QueueState& q, u32 len, const Waiter& waiter) const noexcept {
     if (!waiter.may_wait()) return;
-    Ring& r = ring_at(q, q.put_ring.load(std::memory_order_relaxed));
+    Ring& r = ring_at(q, q.put_ring.load(std::memory_order_acquire));  // no lock: a look at a ring that may be left by now
     if (u64{r.units} * 8 < kCourtesyFrom || u64{len} * 2 > u64{r.units} * 8) return;
     const u32 head = end_pos(r.head.load(std::memory_order_relaxed));
     const u32 need = 2 + (len + 7) / 8;
