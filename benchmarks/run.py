@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not chosen:
         print(f"no scenario matches {options.only!r}; see --list", file=sys.stderr)
         return 2
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # so that what lies in /dev/shm goes with an interrupted run
     settings = harness.Settings(
         rounds=options.rounds or (1 if options.quick else harness.Settings.rounds),
         window_s=options.window,
