@@ -100,7 +100,8 @@ def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         after = Footprint.take()
         # What was not there at the first look is not the test's: other programs come and go in /dev/shm.
         left = {key: line for key, line in after.beyond(before).items() if key in left}
-    if left and request.session.exitstatus != pytest.ExitCode.INTERRUPTED:
+    # Unless the run is being broken off: then its summary matters more.
+    if left and request.session.exitstatus == pytest.ExitCode.OK:
         for pid in after.pids_beyond(before):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
