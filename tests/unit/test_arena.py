@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -296,3 +297,58 @@ def test_attach_refuses_what_is_no_arena(tmp_path):
     procession._native.attach(own)  # once more, which changes nothing
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.close(own)
+
+
+def test_a_holder_whose_fate_cannot_be_learned_counts_as_alive():
+    """No descriptor to read /proc with, as under a sandbox that hides it: robbing the living is worse than waiting."""
+    code = """
+        import os, resource, procession
+        ctx = procession.get_context("fork")
+        lock, held, go = procession.Lock(), procession.Event(), procession.Event()
+        child = ctx.Process(target=lambda: (lock.acquire(), held.set(), go.wait(), lock.release()))
+        child.start()
+        held.wait()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard))
+        fds = []
+        try:
+            while True:
+                fds.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError:
+            pass
+        print(lock.acquire(True, 0.3))
+        go.set()
+        print(lock.acquire(True, 60))
+        for fd in fds:
+            os.close(fd)
+        child.join()
+    """
+    assert ["False", "True"] == output_of(code)
+
+
+def test_no_thread_is_started_behind_the_programs_back():
+    """Python 3.12 and later count the threads of the system before a fork, and warn."""
+    code = """
+        import os, procession
+        ctx = procession.get_context("fork")
+        q, lock, event = ctx.Queue(), ctx.Lock(), ctx.Event()
+        q.put(b"x" * 1_000_000)
+        q.get()
+        event.wait(0.05)
+        lock.acquire()
+        q._reader.poll(0.05)
+        print(len(os.listdir("/proc/self/task")))
+    """
+    assert ["1"] == output_of(code)
+
+
+def test_the_arena_is_left_out_of_core_files():
+    """Its 64 GiB of address space would be written out, page by page (pitfall 17)."""
+    procession.Lock()
+    flags = [
+        line.split()[1:]
+        for part in Path("/proc/self/smaps").read_text().split("/memfd:procession")[1:]
+        for line in part.splitlines()
+        if line.startswith("VmFlags:")
+    ]
+    assert "dd" in flags[0]
