@@ -122,7 +122,7 @@ def _join(ctx):
 
 def _poll(ctx):
     q = ctx.Queue()
-    return Blocked(lambda t: q._reader.poll(t), lambda: q.put("item"), False, True)
+    return Blocked(q._reader.poll, lambda: q.put("item"), False, True)
 
 
 def _connection_wait(ctx):

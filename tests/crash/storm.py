@@ -68,7 +68,14 @@ ROLES = {
     "wait": 2,
     "barrier": 2,
 }
-_QUEUE_OF = {"put": "q", "get": "q", "put_bounded": "bounded", "get_bounded": "bounded", "put_job": "jobs", "do_job": "jobs"}
+_QUEUE_OF = {
+    "put": "q",
+    "get": "q",
+    "put_bounded": "bounded",
+    "get_bounded": "bounded",
+    "put_job": "jobs",
+    "do_job": "jobs",
+}
 _PRODUCERS = ("put", "put_bounded", "put_job")
 _CONSUMERS = ("get", "get_bounded", "do_job")
 
@@ -325,7 +332,9 @@ class Report:
         return found
 
     def __str__(self) -> str:
-        lost = ", ".join(f"{name} {self.lost[name]} (at most {self.may_be_lost[name]})" for name in ("q", "bounded", "jobs"))
+        lost = ", ".join(
+            f"{name} {self.lost[name]} (at most {self.may_be_lost[name]})" for name in ("q", "bounded", "jobs")
+        )
         rounds = ", ".join(f"{role} {n}" for role, n in self.rounds.items())
         return (
             f"storm over {self.module}: {self.kills} kills in {self.seconds:.0f} s\n"

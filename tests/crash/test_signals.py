@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -14,7 +15,7 @@ from tests.crash import family
 from tests.crash.blocking import CALLS, NOTHING, WITH_TIMEOUT, Blocked
 
 
-class Stop(Exception):
+class StopError(Exception):
     """Raised by a handler."""
 
 
@@ -37,12 +38,12 @@ def block(blocked: Blocked, here, how, timeout=None):
     here.set()
     try:
         return blocked.call(timeout)
-    except (KeyboardInterrupt, Stop) as error:
+    except (KeyboardInterrupt, StopError) as error:
         return type(error).__name__
 
 
 def _stop(number, frame):
-    raise Stop
+    raise StopError
 
 
 def start(fork, blocked, how, wait_until, timeout=None):
@@ -73,7 +74,7 @@ def test_a_handler_that_raises_interrupts_every_blocking_call(fork, name, wait_u
     """Timeouts by alarm, shutdown by SIGTERM."""
     process = start(fork, CALLS[name](fork), "raises", wait_until)
     os.kill(process.pid, signal.SIGUSR1)
-    assert "Stop" == process.result(timeout=60)
+    assert "StopError" == process.result(timeout=60)
     process.join()
 
 
@@ -87,7 +88,7 @@ def test_a_handler_that_returns_lets_the_wait_go_on(fork, name):
     here.wait()
     time.sleep(0.1)
     blocked.wake()
-    result, seconds, signals = process.result(timeout=60)
+    result, _, signals = process.result(timeout=60)
     process.join()
     assert blocked.woken == result
     assert signals > 0
@@ -165,11 +166,9 @@ def _get_under_fire(q, out, n):
             # All in C: between get's return and the append no handler can run, which it could between two bytecodes.
             taken.extend(map(q.get, (True,)))
             signal.setitimer(signal.ITIMER_REAL, 0)
-        except Stop:
+        except StopError:
             pass
     for _ in range(2):
-        try:
+        with contextlib.suppress(StopError):
             signal.signal(signal.SIGALRM, signal.SIG_IGN)
-        except Stop:
-            pass
     out.put_many(taken)

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 import procession
 from tests.unit.test_codec import MyBytes, MyDict, MyFloat, MyInt, MyList, MyStr, MyTuple, Plain
 
-
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
@@ -30,7 +29,9 @@ SCALARS = st.one_of(
     st.binary(max_size=5).map(MyBytes),
     st.floats(allow_nan=False).map(MyFloat),
 )
-KEYS = st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=8), st.binary(max_size=8), st.tuples(st.integers()))
+KEYS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.text(max_size=8), st.binary(max_size=8), st.tuples(st.integers())
+)
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.one_of(
@@ -67,8 +68,6 @@ def shape(value, seen=None):
     if isinstance(value, Plain):
         return (kind, shape(value.value, seen))
     return (kind, value)
-
-
 
 
 @settings(max_examples=400, deadline=None)

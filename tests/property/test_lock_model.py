@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 
-import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test

@@ -10,7 +10,14 @@ import queue
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import procession
 from procession import ShutDown
@@ -130,7 +137,7 @@ class QueueModel(RuleBasedStateMachine):
     @rule()
     def refuse(self):
         with pytest.raises(TypeError):
-            self.q.put((i for i in ()))
+            self.q.put(i for i in ())
 
     @rule()
     def collect(self):

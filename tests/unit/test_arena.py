@@ -247,9 +247,10 @@ def test_operations_go_on_without_a_single_descriptor_left():
 
 
 def _can_mount():
-    return shutil.which("unshare") and 0 == subprocess.run(
-        ["unshare", "-m", "true"], capture_output=True, check=False
-    ).returncode
+    return (
+        shutil.which("unshare")
+        and 0 == subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode
+    )
 
 
 @pytest.mark.parametrize("options", ["ro", "size=4k"])

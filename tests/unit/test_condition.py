@@ -290,15 +290,15 @@ def test_a_kill_at_a_random_moment_never_takes_a_notification(fork, wait_until):
 def test_an_interrupted_wait_has_the_lock_again_and_leaves_the_line(condition):
     """Else the `with` around it would release what it does not hold."""
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def handler(number, frame):
-        raise Stop
+        raise StopError
 
     former = signal.signal(signal.SIGUSR1, handler)
     try:
-        with pytest.raises(Stop), condition:
+        with pytest.raises(StopError), condition:
             timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1))
             timer.start()
             condition.wait()

@@ -39,7 +39,7 @@ def use(name, handle):
     if name in ("Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition"):
         handle.acquire()
         handle.release()
-        if name != "RLock" and name != "Condition":
+        if name not in {"RLock", "Condition"}:
             handle.acquire()
     elif name == "Event":
         handle.set()

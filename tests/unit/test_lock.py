@@ -141,9 +141,7 @@ def test_a_timeout_that_is_no_number_is_refused_and_takes_nothing(make, timeout,
     assert not lock.locked()
 
 
-@pytest.mark.parametrize(
-    ("args", "kwargs"), [((True, 1, 2), {}), ((), {"blocking": True}), ((True,), {"block": True})]
-)
+@pytest.mark.parametrize(("args", "kwargs"), [((True, 1, 2), {}), ((), {"blocking": True}), ((True,), {"block": True})])
 def test_wrong_arguments_are_refused(make, args, kwargs):
     with pytest.raises(TypeError):
         make().acquire(*args, **kwargs)

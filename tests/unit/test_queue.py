@@ -304,13 +304,13 @@ def test_a_maxsize_that_is_no_count_is_refused(make, maxsize, error):
 def test_wrong_arguments_are_refused(make):
     q = make()
     for call in (
-        lambda: q.put(),
+        q.put,
         lambda: q.put(1, True, 1, 1),
         lambda: q.put(item=1),
         lambda: q.get(1, 2, 3),
         lambda: q.get(wait=True),
-        lambda: q.put_nowait(),
-        lambda: q.put_many(),
+        q.put_nowait,
+        q.put_many,
         lambda: q.put_many(3),
         lambda: q.get_many("3"),
     ):

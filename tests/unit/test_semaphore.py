@@ -71,7 +71,9 @@ def test_with_takes_one_and_gives_it_back_after_an_exception(make):
     assert 1 == semaphore.get_value()
 
 
-@pytest.mark.parametrize(("value", "error"), [(-1, ValueError), ("1", TypeError), (1.5, TypeError), (1 << 31, OverflowError)])
+@pytest.mark.parametrize(
+    ("value", "error"), [(-1, ValueError), ("1", TypeError), (1.5, TypeError), (1 << 31, OverflowError)]
+)
 def test_a_value_that_is_no_count_is_refused(make, value, error):
     with pytest.raises(error):
         make(value)
