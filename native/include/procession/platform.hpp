@@ -32,6 +32,13 @@ template <class T>
 using Atomic = std::atomic<T>;
 static_assert(Atomic<u32>::is_always_lock_free && Atomic<u64>::is_always_lock_free);
 
+/// Memory order of the stores that publish. The test of the tests weakens it, and ThreadSanitizer must object.
+#ifdef PROCESSION_SEED_BUG_RELAXED_PUBLISH
+constexpr auto kPublish = std::memory_order_relaxed;
+#else
+constexpr auto kPublish = std::memory_order_release;
+#endif
+
 constexpr i64 kForever = INT64_MAX;
 constexpr i64 kMillisecond = 1'000'000;
 

@@ -169,7 +169,7 @@ class QueueOps {
         }
       }
       CRASH_POINT("put.before_commit");
-      r->head.store(h, std::memory_order_release);  // the commit
+      r->head.store(h, kPublish);  // the commit
       CRASH_POINT("put.after_commit");
       q.nput.store(end_count(h), std::memory_order_release);
     }
