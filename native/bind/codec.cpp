@@ -15,8 +15,8 @@ bool main_by_value = false;
 // instance of a subclass, or anything else, makes the writer give up, and the value is pickled as a whole.
 // A list, dict or set that occurs twice (or in itself) must arrive as one object: the writer gives up there too.
 //
-//   N None | T True | F False | i 8-byte int | b 1-byte int | d 8-byte float | s u16 text | y u16 bytes
-//   t u16 tuple | l u16 list | m u16 dict | e u16 set
+//   N None | T True | F False | i 8-byte int | b 1-byte int | j u16 long int | d 8-byte float
+//   a u16 ASCII text | s u16 text | y u16 bytes | t u16 tuple | l u16 list | m u16 dict
 
 class CompactWriter {
  public:
@@ -26,6 +26,7 @@ class CompactWriter {
     PyTypeObject* t = Py_TYPE(v);
     if (t == &PyLong_Type) return write_int(v);
     if (t == &PyUnicode_Type) {
+      if (PyUnicode_IS_COMPACT_ASCII(v)) return bytes('a', static_cast<const char*>(PyUnicode_DATA(v)), PyUnicode_GET_LENGTH(v));
       Py_ssize_t n = 0;
       const char* text = PyUnicode_AsUTF8AndSize(v, &n);
       if (text != nullptr) return bytes('s', text, n);
@@ -97,12 +98,30 @@ class CompactWriter {
   bool write_int(PyObject* v) noexcept {
     int overflow = 0;
     const long long n = PyLong_AsLongLongAndOverflow(v, &overflow);
-    if (overflow != 0) return false;
+    if (overflow != 0) return write_long(v);
     if (n >= -128 && n <= 127) {
       const signed char c = static_cast<signed char>(n);
       return fixed('b', &c, 1);
     }
     return fixed('i', &n, sizeof n);
+  }
+
+  /// Two's complement, as int.to_bytes(…, 'little', signed=True).
+  bool write_long(PyObject* v) noexcept {
+    const size_t n = _PyLong_NumBits(v) / 8 + 1;
+    if (n > UINT16_MAX || static_cast<size_t>(end_ - at_) < n + 3) return false;
+    *at_++ = 'j';
+    const u16 n16 = static_cast<u16>(n);
+    std::memcpy(at_, &n16, sizeof n16);
+    auto* to = reinterpret_cast<unsigned char*>(at_ + sizeof n16);
+#if PY_VERSION_HEX >= 0x030D0000
+    const int failed = _PyLong_AsByteArray(reinterpret_cast<PyLongObject*>(v), to, n, 1, 1, 1);
+#else
+    const int failed = _PyLong_AsByteArray(reinterpret_cast<PyLongObject*>(v), to, n, 1, 1);
+#endif
+    if (failed != 0) PyErr_Clear();
+    at_ += sizeof n16 + n;
+    return failed == 0;
   }
 
   bool once(PyObject* v) noexcept {
@@ -136,6 +155,21 @@ class CompactReader {
       case 'b': return PyLong_FromLong(static_cast<signed char>(*at_++));
       case 'i': return PyLong_FromLongLong(get<long long>());
       case 'd': return PyFloat_FromDouble(get<double>());
+      case 'j': {
+        const u16 n = get<u16>();
+        const char* p = at_;
+        at_ += n;
+        return at_ > end_ ? damaged() : _PyLong_FromByteArray(reinterpret_cast<const unsigned char*>(p), n, 1, 1);
+      }
+      case 'a': {
+        const u16 n = get<u16>();
+        const char* p = at_;
+        at_ += n;
+        if (at_ > end_) return damaged();
+        PyObject* v = PyUnicode_New(n, 127);
+        if (v != nullptr && n != 0) std::memcpy(PyUnicode_DATA(v), p, n);
+        return v;
+      }
       case 's': {
         const u16 n = get<u16>();
         const char* p = at_;
@@ -389,12 +423,14 @@ bool Encoded::hold(PyObject* bytes, Coding coding) noexcept {
 }
 
 bool Encoded::pickle(PyObject* value) noexcept {
-  if (!main_by_value) {
-    PyObject* bytes = plain_pickle(value);
-    if (bytes != nullptr) return hold(bytes, Coding::kPickle);
-    if (!PyErr_ExceptionMatches(PyExc_Exception)) return false;
-    PyErr_Clear();
-  }
+  PyObject* plain = plain_pickle(value);
+  // Spawned children cannot import this __main__: what is named there goes by value. A false alarm only costs time.
+  const bool names_main = plain != nullptr && main_by_value &&
+                          memmem(PyBytes_AS_STRING(plain), static_cast<size_t>(PyBytes_GET_SIZE(plain)), "__main__", 8) != nullptr;
+  if (plain != nullptr && !names_main) return hold(plain, Coding::kPickle);
+  if (plain == nullptr && !PyErr_ExceptionMatches(PyExc_Exception)) return false;
+  Py_XDECREF(plain);
+  PyErr_Clear();
   // Lambdas, closures, what lives in __main__ only; or the error, with a note that says which part is at fault.
   PyObject* dumps = import_from("procession._wire.codec", "dumps");
   PyObject* args = dumps == nullptr ? nullptr : PyTuple_Pack(1, value);

@@ -47,7 +47,11 @@ PyObject* raise_plain(PyObject*& error) noexcept {
 bool check_open(QueueObject* q) noexcept {
   if (!check_handle(&q->handle)) return false;
   if (!q->closed) return true;
-  PyErr_Format(PyExc_ValueError, "Queue %R is closed", q);
+  // The standard library's SimpleQueue says so with an OSError, its Queue with a ValueError.
+  PyObject* cls = PyObject_GetAttrString(reinterpret_cast<PyObject*>(q), "_closed_error");
+  if (cls == nullptr) PyErr_Clear();
+  PyErr_Format(cls != nullptr ? cls : PyExc_ValueError, "%s %R is closed", Py_TYPE(q)->tp_name, q);
+  Py_XDECREF(cls);
   return false;
 }
 

@@ -336,7 +336,7 @@ struct MutexModel {
 /// of its own). Producers put one or two items; consumers get until none can come. A store is a step.
 struct QueueModel {
   enum Bug {
-    kNone, kTwoStores, kFreeBeforeMove, kOwnerAfterUnlink, kForgetPutRing, kNoRepairPut, kPublishFirst, kRecordAfterTail,
+    kNone, kTwoStores, kFreeBeforeMove, kForgetPutRing, kNoRepairPut, kPublishFirst, kRecordAfterTail,
     kNoRepairGet, kOwnerAfterMove,
   };
   Bug bug = kNone;

@@ -37,7 +37,8 @@ class Bell:
         self._pid = 0
         self._fds: list[int] = []
         self._index = -1
-        self._waiting: set[asyncio.Future[None]] = set()
+        # By event loop: threads may run one each.
+        self._waiting: dict[asyncio.AbstractEventLoop, set[asyncio.Future[None]]] = {}
         # Not at exit: threads of the pool still poll then.
         weakref.finalize(self, _close, self._fds).atexit = False
 
@@ -85,21 +86,30 @@ class Bell:
             return
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        if not self._waiting:
+        if loop not in self._waiting:
+            self._waiting[loop] = set()
             loop.add_reader(self._fds[0], self._rung)
-        self._waiting.add(future)
+        self._waiting[loop].add(future)
         try:
             await asyncio.wait((future,), timeout=_SLICE_S if self._index >= 0 else _SLICE_WITHOUT_BELL_S)
         finally:
-            self._waiting.discard(future)
-            if not self._waiting:
+            self._waiting[loop].discard(future)
+            if not self._waiting[loop]:
+                del self._waiting[loop]
                 loop.remove_reader(self._fds[0])
 
     def _rung(self) -> None:
         self.drain()
-        for future in self._waiting:
-            if not future.done():
-                future.set_result(None)
+        # Whichever loop was woken empties the pipe, so it tells the others.
+        for loop, futures in list(self._waiting.items()):
+            with contextlib.suppress(RuntimeError):  # closed meanwhile
+                loop.call_soon_threadsafe(_wake, list(futures))
+
+
+def _wake(futures: list[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
 
 
 class Reader:

@@ -150,5 +150,17 @@ class JoinableQueue(_Iterable, _Ends[_T], _native.JoinableQueue):
 class SimpleQueue(_Ends[_T], _native.Queue):
     """A queue with `put`, `get`, `empty` and `close`, never full."""
 
+    _closed_error = OSError
+
     def __init__(self, *, ctx: object = None) -> None:
         super().__init__(0, ctx=ctx)
+
+    def empty(self) -> bool:
+        """Tell whether the queue is empty; exact at the moment of the call.
+
+        Raises:
+            OSError: It was closed in this process.
+        """
+        if self._closed:
+            raise OSError(f"{self!r} is closed")
+        return super().empty()
