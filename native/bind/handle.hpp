@@ -118,6 +118,10 @@ PyObject* describe_tag(const View* v, Tag tag) noexcept;
 PyObject* error_class(const char* name) noexcept;
 PyObject* raise_no_memory(const View* v, u64 bytes) noexcept;
 
+/// A Lock or RLock of ours directly, anything else by its methods. False with an exception set.
+bool acquire_any_lock(PyObject* lock) noexcept;
+bool release_any_lock(PyObject* lock) noexcept;
+
 inline u64 this_thread() noexcept { return static_cast<u64>(PyThread_get_thread_ident()); }
 
 // One a type; called by the module's init.
@@ -127,6 +131,7 @@ bool add_event_type(PyObject* module) noexcept;
 bool add_condition_type(PyObject* module) noexcept;
 bool add_barrier_type(PyObject* module) noexcept;
 bool add_queue_types(PyObject* module) noexcept;
+bool add_locked_attribute_type(PyObject* module) noexcept;
 bool add_type(PyObject* module, PyType_Spec* spec, PyTypeObject** type, PyTypeObject* base = nullptr) noexcept;
 
 }  // namespace procession::bind

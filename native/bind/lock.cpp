@@ -392,6 +392,23 @@ bool add_descriptor(PyTypeObject* type, int which) noexcept {
 
 }  // namespace
 
+bool acquire_any_lock(PyObject* lock) noexcept {
+  if (Py_IS_TYPE(lock, rlock_type) || Py_IS_TYPE(lock, lock_type)) {
+    auto* l = reinterpret_cast<LockObject*>(lock);
+    return check_handle(&l->handle) && take(l, kForever) == Taken::kYes;
+  }
+  PyObject* r = PyObject_CallMethod(lock, "acquire", nullptr);
+  Py_XDECREF(r);
+  return r != nullptr;
+}
+
+bool release_any_lock(PyObject* lock) noexcept {
+  if (Py_IS_TYPE(lock, rlock_type) || Py_IS_TYPE(lock, lock_type)) return let_go(reinterpret_cast<LockObject*>(lock));
+  PyObject* r = PyObject_CallMethod(lock, "release", nullptr);
+  Py_XDECREF(r);
+  return r != nullptr;
+}
+
 bool add_lock_types(PyObject* module) noexcept {
   if (PyType_Ready(&enter_type) != 0 || PyType_Ready(&exit_type) != 0 || PyType_Ready(&descriptor_type) != 0)
     return false;

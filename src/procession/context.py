@@ -122,6 +122,12 @@ class Factories(BaseContext):
 
         return Barrier(parties, action, timeout, ctx=self.get_context())
 
+    def Value(self, typecode_or_type: Any, *args: Any, lock: Any = True) -> Any:
+        """Return a ctypes object in shared memory; `lock` is True for a new RLock, False for none, or a lock."""
+        from procession._sync.value import quicken
+
+        return quicken(super().Value(typecode_or_type, *args, lock=lock))
+
     def Queue(self, maxsize: int = 0) -> queues.Queue[Any]:
         """Return a queue; `maxsize` items at most, 0 for no limit."""
         from procession._wire.queues import Queue

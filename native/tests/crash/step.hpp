@@ -3,8 +3,8 @@
 // A scenario is run over and over: a fresh arena, what was there before (`setup`), a victim that is stepped with
 // PTRACE_SINGLESTEP through the operation and killed after instruction k, and a survivor that goes on and audits the arena.
 // k runs up to the length of the operation. Kills between two changes of the arena leave the same bytes behind; so the quick
-// mode kills once for each state of the arena that there is, found by a first run that compares after every instruction,
-// and spreads the kills it has left evenly. The full mode kills after every instruction.
+// mode kills once for each state of the arena that there is (of the longest operation, collect(), what 8 s allow), found by
+// a first run that compares after every instruction, and spreads the kills it has left. The full mode kills after every one.
 #pragma once
 
 #include <sys/prctl.h>
@@ -116,8 +116,10 @@ class Stepper {
     const int before = check::failures() = 0;
     length_ = once(UINT32_MAX, &changes);
     // First the states there are, then what the time allows of all the rest, from coarse to fine.
-    std::vector<u32> kills = changes;
-    kills.insert(kills.begin(), 0);
+    std::vector<u32> kills = {0};
+    for (size_t first = 0; first < 4; ++first) {
+      for (size_t i = first; i < changes.size(); i += 4) kills.push_back(changes[i]);
+    }
     std::vector<bool> planned(length_ + 2, false);
     for (const u32 k : kills) planned[k] = true;
     const size_t states = kills.size();
@@ -132,7 +134,8 @@ class Stepper {
     const i64 limit = start + i64{full_ ? 600'000 : 600} * kMillisecond;
     int bad = 0;
     size_t done = 0;
-    for (; done < kills.size() && (done < states + 8 || now_ns() < limit); ++done) {
+    const i64 longest = start + i64{full_ ? 3'600'000 : 8'000} * kMillisecond;  // even for the states, of very long operations
+    for (; done < kills.size() && (done < states + 8 || now_ns() < limit) && now_ns() < longest; ++done) {
       const int was = check::failures();
       once(kills[done], nullptr);
       if (check::failures() != was && ++bad == 3) break;
