@@ -47,11 +47,12 @@ def test_a_killed_user_does_not_wedge_it():
 
 
 def test_a_closed_one_refuses():
+    """With the standard library's error: its pipe is closed."""
     q = procession.SimpleQueue()
     q.close()
-    with pytest.raises(ValueError, match="closed"):
+    with pytest.raises(OSError, match="closed"):
         q.put(1)
-    with pytest.raises(ValueError, match="closed"):
+    with pytest.raises(OSError, match="closed"):
         q.get()
 
 
