@@ -26,7 +26,8 @@ class CompactWriter {
     PyTypeObject* t = Py_TYPE(v);
     if (t == &PyLong_Type) return write_int(v);
     if (t == &PyUnicode_Type) {
-      if (PyUnicode_IS_COMPACT_ASCII(v)) return bytes('a', static_cast<const char*>(PyUnicode_DATA(v)), PyUnicode_GET_LENGTH(v));
+      if (PyUnicode_IS_COMPACT_ASCII(v))
+        return bytes('a', static_cast<const char*>(PyUnicode_DATA(v)), PyUnicode_GET_LENGTH(v));
       Py_ssize_t n = 0;
       const char* text = PyUnicode_AsUTF8AndSize(v, &n);
       if (text != nullptr) return bytes('s', text, n);
@@ -425,8 +426,9 @@ bool Encoded::hold(PyObject* bytes, Coding coding) noexcept {
 bool Encoded::pickle(PyObject* value) noexcept {
   PyObject* plain = plain_pickle(value);
   // Spawned children cannot import this __main__: what is named there goes by value. A false alarm only costs time.
-  const bool names_main = plain != nullptr && main_by_value &&
-                          memmem(PyBytes_AS_STRING(plain), static_cast<size_t>(PyBytes_GET_SIZE(plain)), "__main__", 8) != nullptr;
+  const bool names_main =
+      plain != nullptr && main_by_value &&
+      memmem(PyBytes_AS_STRING(plain), static_cast<size_t>(PyBytes_GET_SIZE(plain)), "__main__", 8) != nullptr;
   if (plain != nullptr && !names_main) return hold(plain, Coding::kPickle);
   if (plain == nullptr && !PyErr_ExceptionMatches(PyExc_Exception)) return false;
   Py_XDECREF(plain);

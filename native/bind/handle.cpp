@@ -310,8 +310,7 @@ PyObject* rebuild(PyObject*, PyObject* args) noexcept {
   }
   const Header& header = v->arena.header();
   if (block == 0 || block >= header.nblocks.load(std::memory_order_acquire) ||
-      v->arena.block(block).gen.load(std::memory_order_acquire) != gen ||
-      !v->arena.is_live_object(block)) {
+      v->arena.block(block).gen.load(std::memory_order_acquire) != gen || !v->arena.is_live_object(block)) {
     return raise_handle("StaleHandleError", type, block,
                         "the object has been freed: no process held it any more. Keep a reference to it in one of them "
                         "until this handle has been unpickled.");

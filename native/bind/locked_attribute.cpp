@@ -77,7 +77,8 @@ PyType_Slot slots[] = {
     {Py_tp_dealloc, reinterpret_cast<void*>(dealloc)},
     {Py_tp_descr_get, reinterpret_cast<void*>(get)},
     {Py_tp_descr_set, reinterpret_cast<void*>(set)},
-    {Py_tp_doc, const_cast<char*>("LockedAttribute(name)\n--\n\nThe attribute `name` of `self._obj`, under `self._lock`.")},
+    {Py_tp_doc,
+     const_cast<char*>("LockedAttribute(name)\n--\n\nThe attribute `name` of `self._obj`, under `self._lock`.")},
     {0, nullptr},
 };
 PyType_Spec spec{"procession._native.LockedAttribute", sizeof(LockedAttribute), 0, Py_TPFLAGS_DEFAULT, slots};
@@ -89,7 +90,8 @@ bool add_locked_attribute_type(PyObject* module) noexcept {
   object_attribute = PyUnicode_InternFromString("_obj");
   PyObject* t = PyType_FromSpec(&spec);
   locked_attribute_type = reinterpret_cast<PyTypeObject*>(t);
-  return lock_name != nullptr && object_attribute != nullptr && t != nullptr && PyModule_AddType(module, locked_attribute_type) == 0;
+  return lock_name != nullptr && object_attribute != nullptr && t != nullptr &&
+         PyModule_AddType(module, locked_attribute_type) == 0;
 }
 
 }  // namespace procession::bind

@@ -168,14 +168,16 @@ PyObject* put_many(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyOb
   u64 bytes = 0;
   for (size_t i = 0; ok && i < n && i < static_cast<size_t>(PySequence_Fast_GET_SIZE(items)); ++i) {
     Encoded e;
-    PyObject* item = Py_NewRef(PySequence_Fast_GET_ITEM(items, static_cast<Py_ssize_t>(i)));  // a reducer may empty the list
+    PyObject* item =
+        Py_NewRef(PySequence_Fast_GET_ITEM(items, static_cast<Py_ssize_t>(i)));  // a reducer may empty the list
     ok = e.encode(item);
     Py_DECREF(item);
     if (!ok) break;
     const Outgoing o = e.outgoing();
     bytes += o.len;
     const bool inside = e.is_inside();
-    ok = out.push(o) && at.push(inside ? small.size() : kElsewhere) && (!inside || small.append(static_cast<const char*>(o.data), o.len));
+    ok = out.push(o) && at.push(inside ? small.size() : kElsewhere) &&
+         (!inside || small.append(static_cast<const char*>(o.data), o.len));
     if (!ok) {
       PyErr_NoMemory();
     } else if (!inside) {
@@ -345,7 +347,8 @@ bool get_more(QueueObject* q, Py_ssize_t n, PyObject* list) noexcept {
     u64 need = 0;
     if (!q->joinable()) {
       if (!buffer.reserve(64 << 10)) return true;  // what was taken is returned; the rest is still in the queue
-      const bool ok = get_batch(q, static_cast<u32>(std::min<Py_ssize_t>(n - before, INT32_MAX)), list, waiter, buffer, &need);
+      const bool ok =
+          get_batch(q, static_cast<u32>(std::min<Py_ssize_t>(n - before, INT32_MAX)), list, waiter, buffer, &need);
       if (!ok) return false;
       if (PyList_GET_SIZE(list) != before) continue;
       if (need == 0) return true;

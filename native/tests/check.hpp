@@ -38,8 +38,8 @@ inline bool report(bool ok, const char* what, const char* file, int line, const 
   constexpr int kShown = 20;  // a broken invariant tends to fail everywhere
   const char* slash = std::strrchr(file, '/');
   if (failures()++ < kShown) {
-    std::fprintf(stderr, "     %s:%d: %s%s%s%s%s\n", slash != nullptr ? slash + 1 : file, line, what, more.empty() ? "" : ": ",
-                 more.c_str(), context().empty() ? "" : " | ", context().c_str());
+    std::fprintf(stderr, "     %s:%d: %s%s%s%s%s\n", slash != nullptr ? slash + 1 : file, line, what,
+                 more.empty() ? "" : ": ", more.c_str(), context().empty() ? "" : " | ", context().c_str());
   }
   return false;
 }
@@ -47,7 +47,8 @@ inline bool report(bool ok, const char* what, const char* file, int line, const 
 template <class A, class B>
 bool equal(const A& a, const B& b, const char* what, const char* file, int line) {
   if (a == static_cast<A>(b)) return true;
-  return report(false, what, file, line, std::to_string(static_cast<long long>(a)) + " and " + std::to_string(static_cast<long long>(b)));
+  return report(false, what, file, line,
+                std::to_string(static_cast<long long>(a)) + " and " + std::to_string(static_cast<long long>(b)));
 }
 
 /// One line a test; arguments choose tests by a part of their names. A test that hangs is ended, and is a failure.
@@ -78,7 +79,7 @@ inline int run_all(int argc, char** argv, unsigned seconds = 60) {
 #define CHECK_JOIN(a, b) CHECK_JOIN2(a, b)
 // Numbered, not by line: several files may be compiled as one.
 #define TEST(name) CHECK_TEST(name, __COUNTER__)
-#define CHECK_TEST(name, n)                                                                            \
-  static void CHECK_JOIN(test_, n)();                                                                  \
-  static const ::check::Register CHECK_JOIN(register_, n)(name, CHECK_JOIN(test_, n));                 \
+#define CHECK_TEST(name, n)                                                            \
+  static void CHECK_JOIN(test_, n)();                                                  \
+  static const ::check::Register CHECK_JOIN(register_, n)(name, CHECK_JOIN(test_, n)); \
   static void CHECK_JOIN(test_, n)()

@@ -152,8 +152,7 @@ pid_t spawn(F&& f) {
 /// -signal or exit code.
 inline int reap(pid_t pid) {
   int status = 0;
-  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
-  }
+  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {}
   return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
 }
 
@@ -196,11 +195,13 @@ class Audit {
       if (owner == kOwnedByHolders) continue;
       if (owner != kOwnedByQueue) return fail(i, "is leaked: owned by a process that is in no operation");
       if (part_of_[i] == 0) return fail(i, "is leaked: a part that no object reaches");
-      if (b.parent != part_of_[i] || b.parent_gen != a_.block(b.parent).gen.load()) return fail(i, "names the wrong parent");
+      if (b.parent != part_of_[i] || b.parent_gen != a_.block(b.parent).gen.load())
+        return fail(i, "names the wrong parent");
     }
     if (!wrong_.empty()) return wrong_;
     if (h_.bump < end) return "the bump pointer lies inside a block";
-    if (used != h_.used.load()) return "bytes in use: " + std::to_string(used) + ", counted " + std::to_string(h_.used.load());
+    if (used != h_.used.load())
+      return "bytes in use: " + std::to_string(used) + ", counted " + std::to_string(h_.used.load());
     std::set<u32> listed;
     for (u32 c = 0; c < kClasses; ++c) {
       for (u32 i = h_.free_list[c].load(); i != 0; i = a_.block(i).next) {
@@ -210,7 +211,8 @@ class Audit {
         if (!listed.insert(i).second) return fail(i, "is twice in the free lists");
       }
     }
-    if (listed.size() != free_blocks) return std::to_string(free_blocks - listed.size()) + " free blocks are in no list";
+    if (listed.size() != free_blocks)
+      return std::to_string(free_blocks - listed.size()) + " free blocks are in no list";
     return wrong_;
   }
 
@@ -224,8 +226,8 @@ class Audit {
  private:
   std::string fail(u32 block, const char* what) {
     if (wrong_.empty()) {
-      wrong_ = "block " + std::to_string(block) + " (kind " + std::to_string(static_cast<int>(a_.block(block).kind)) + ", owner " +
-               std::to_string(a_.block(block).owner.load()) + ") " + what;
+      wrong_ = "block " + std::to_string(block) + " (kind " + std::to_string(static_cast<int>(a_.block(block).kind)) +
+               ", owner " + std::to_string(a_.block(block).owner.load()) + ") " + what;
     }
     return wrong_;
   }
@@ -251,7 +253,8 @@ class Audit {
   }
 
   void roster(Roster& r, u32 parent) {
-    for (u32 i = r.more.load(); i != 0 && wrong_.empty(); i = a_.at<RosterChunk>(i).next.load()) part(i, parent, Kind::kRosterChunk);
+    for (u32 i = r.more.load(); i != 0 && wrong_.empty(); i = a_.at<RosterChunk>(i).next.load())
+      part(i, parent, Kind::kRosterChunk);
   }
 
   void object(u32 i) {
@@ -305,7 +308,8 @@ class Audit {
       if (end_pos(r.head.load()) - end_pos(r.tail.load()) > r.units) fail(i, "has a ring with more than it can hold");
       last = ring;
       if (r.next.load() == 0) break;
-      if (end_count(ops.ring_at(q, r.next.load()).head.load()) < end_count(r.head.load())) fail(i, "has rings that count backwards");
+      if (end_count(ops.ring_at(q, r.next.load()).head.load()) < end_count(r.head.load()))
+        fail(i, "has rings that count backwards");
     }
     if (q.put_ring.load() != last) fail(i, "has producers that write to another ring than the last");
     if (q.nput.load() != end_count(ops.ring_at(q, last).head.load())) fail(i, "counts its puts wrongly");
@@ -321,7 +325,8 @@ class Audit {
     if (records != 0 && q.in_hand_last != last_record) fail(i, "does not know its last record");
     if (returned != q.returned.load()) fail(i, "counts its returned items wrongly");
     if (messages + returned != size) {
-      wrong_ = "size() is " + std::to_string(size) + " with " + std::to_string(messages) + " messages and " + std::to_string(returned) + " returned";
+      wrong_ = "size() is " + std::to_string(size) + " with " + std::to_string(messages) + " messages and " +
+               std::to_string(returned) + " returned";
     }
   }
 

@@ -63,7 +63,8 @@ class BarrierOps {
     if (mine) {
       if (broken) b.broken.store(1, std::memory_order_release);
       end_generation(b, broken ? kBroken : kReleased);
-      b.runner.store(0, std::memory_order_relaxed);  // last: killed before, we are a runner that died, and sweep() sees it
+      b.runner.store(0,
+                     std::memory_order_relaxed);  // last: killed before, we are a runner that died, and sweep() sees it
     }
     b.guard.unlock();
     if (mine) wake(b);

@@ -53,7 +53,8 @@ inline void Arena::release_slot(u32 i) noexcept {
 
 /// Who has left: found dead, said goodbye and ended, or never came to the slot a fork reserved for it.
 inline u32 Arena::find_departed(Tag* left, u32 most) noexcept {
-  constexpr u64 kReservation = 10'000'000'000;  // ns; a child needs a millisecond; one that was stopped claims a slot anew
+  constexpr u64 kReservation =
+      10'000'000'000;  // ns; a child needs a millisecond; one that was stopped claims a slot anew
   Header& h = header();
   u32 n = 0;
   for (u32 i = 1; i < h.slot_end.load(std::memory_order_relaxed) && n < most; ++i) {
@@ -63,7 +64,8 @@ inline u32 Arena::find_departed(Tag* left, u32 most) noexcept {
     const Tag tag = make_tag(Slot::gen_of(w), i);
     if (Slot::state_of(w) == SlotState::kReserved) {
       const u64 age = static_cast<u64>(now_ns()) - s.start_ticks.load(std::memory_order_relaxed);
-      if (age > kReservation && s.word.compare_exchange_strong(w, Slot::make(slot_gen(tag), SlotState::kDead))) left[n++] = tag;
+      if (age > kReservation && s.word.compare_exchange_strong(w, Slot::make(slot_gen(tag), SlotState::kDead)))
+        left[n++] = tag;
     } else if (Slot::state_of(w) == SlotState::kFree) {
       // Died between taking the slot and going live: nothing is in its name.
       if (pid > 0 && slot_process_gone(s)) s.pid.compare_exchange_strong(pid, 0);
@@ -127,7 +129,8 @@ inline bool Arena::settle_part(Tag me, u32 i, bool owner_left, const Tag* left, 
   Block& b = block(i);
   u32 owner = b.owner.load(std::memory_order_acquire);
   const u32 parent = b.parent;
-  const bool has_parent = parent != 0 && block(parent).gen.load(std::memory_order_relaxed) == b.parent_gen && is_live_object(parent);
+  const bool has_parent =
+      parent != 0 && block(parent).gen.load(std::memory_order_relaxed) == b.parent_gen && is_live_object(parent);
   if (!owner_left) {  // a part of an object: free it only if that one is no more
     const auto orphan = [&] {
       const Block& p = block(b.parent);
@@ -149,7 +152,8 @@ inline bool Arena::settle_part(Tag me, u32 i, bool owner_left, const Tag* left, 
   // Somebody alive takes its object apart, and this with it where it is linked: not ours to free; we look again later.
   const Tag taker = parent == 0 ? 0 : block(parent).owner.load(std::memory_order_acquire);
   if (taker != 0 && taker != me && slot_index(taker) < kMaxSlots && !gone(taker, false) &&
-      std::find(left, left + n, taker) == left + n && block(parent).gen.load(std::memory_order_relaxed) == b.parent_gen) {
+      std::find(left, left + n, taker) == left + n &&
+      block(parent).gen.load(std::memory_order_relaxed) == b.parent_gen) {
     return false;
   }
   bool in_use = false;

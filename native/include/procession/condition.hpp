@@ -140,7 +140,8 @@ class ConditionOps {
       if (first == nullptr || static_cast<i32>(v - first->value.load(std::memory_order_relaxed)) < 0) first = &e;
     });
     if (first == nullptr) return false;
-    first->value.store((first->value.load(std::memory_order_relaxed) & ~kStateMask) | kNotified, std::memory_order_release);
+    first->value.store((first->value.load(std::memory_order_relaxed) & ~kStateMask) | kNotified,
+                       std::memory_order_release);
     batch.entry[batch.n++] = first;
     return true;
   }

@@ -46,7 +46,7 @@ class Mutex {
       }
       const bool gone = (w & kTagMask) != me && left_for_good(slots, w & kTagMask, true);
       return gone && word_.compare_exchange_strong(w, me | kWaiters, std::memory_order_acquire) ? Locked::kRecovered
-                                                                                               : Locked::kNo;
+                                                                                                : Locked::kNo;
     }
     // A call with a deadline may be late by this much when a holder was stopped (SIGSTOP) inside; without a deadline
     // there is the holder's return, its death, or a signal.

@@ -78,10 +78,10 @@ struct QueueState {
 constexpr u32 kQueueBlock = 2048;
 constexpr u32 kInlineUnits = 128;  // 1 KiB: an idle or low-traffic queue costs one 2 KiB block
 static_assert(sizeof(QueueState) + kInlineUnits * 8 <= kQueueBlock);
-constexpr u32 kSecondRing = 64 << 10;    // bytes; fits the L2 cache beside the program's own data
-constexpr u32 kLargestRing = 16 << 20;   // a longer backlog is a chain of these, freed one by one as it drains
-constexpr u32 kWarmUnits = (512 << 10) / 8; // half of a usual L2 cache
-constexpr u32 kCourtesyFrom = 64 << 10;  // from this size on, a producer lets a running consumer catch up first
+constexpr u32 kSecondRing = 64 << 10;        // bytes; fits the L2 cache beside the program's own data
+constexpr u32 kLargestRing = 16 << 20;       // a longer backlog is a chain of these, freed one by one as it drains
+constexpr u32 kWarmUnits = (512 << 10) / 8;  // half of a usual L2 cache
+constexpr u32 kCourtesyFrom = 64 << 10;      // from this size on, a producer lets a running consumer catch up first
 
 /// A JoinableQueue's item in the hands of a consumer, kept until task_done(). `tag` 0: to be delivered again.
 /// Valid once the ring's tail has passed `number`: a consumer killed before that never took it.
@@ -653,7 +653,8 @@ class QueueOps {
   /// that is at work the CPU for a moment. Never waits for one that is not.
   void courtesy(QueueState& q, u32 len, const Waiter& waiter) const noexcept {
     if (!waiter.may_wait()) return;
-    Ring& r = ring_at(q, q.put_ring.load(std::memory_order_acquire));  // no lock: a look at a ring that may be left by now
+    Ring& r =
+        ring_at(q, q.put_ring.load(std::memory_order_acquire));  // no lock: a look at a ring that may be left by now
     if (u64{r.units} * 8 < kCourtesyFrom || u64{len} * 2 > u64{r.units} * 8) return;
     const u32 head = end_pos(r.head.load(std::memory_order_relaxed));
     const u32 need = 2 + (len + 7) / 8;
@@ -807,7 +808,8 @@ class QueueOps {
                     b.fd.load(std::memory_order_relaxed));
       const u64 inode = b.inode.load(std::memory_order_relaxed);
       struct stat st;
-      if (stat(path, &st) != 0 || !S_ISFIFO(st.st_mode) || st.st_ino != inode) continue;  // do not even open another file
+      if (stat(path, &st) != 0 || !S_ISFIFO(st.st_mode) || st.st_ino != inode)
+        continue;  // do not even open another file
       const int fd = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
       if (fd < 0) continue;  // it is gone, or its /proc is hidden from us: then it polls
       const char byte = 1;

@@ -143,7 +143,8 @@ class SemaphoreOps {
       return Wait::kTimeout;
     }
     // Departed processes' entries are not used again here: they say which permits are to come back.
-    RosterEntry* e = scoped ? arena_.roster_entry(me_, s.permits, s.object.block, me_, false, waiter.undisturbed()) : nullptr;
+    RosterEntry* e =
+        scoped ? arena_.roster_entry(me_, s.permits, s.object.block, me_, false, waiter.undisturbed()) : nullptr;
     if (e != nullptr) {
       const bool mine = e->tag.load(std::memory_order_relaxed) == me_;
       e->value.store((mine ? e->value.load(std::memory_order_relaxed) : 0) + 1, std::memory_order_relaxed);

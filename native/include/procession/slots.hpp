@@ -11,10 +11,10 @@ using Tag = u32;
 
 constexpr u32 kWaiters = 1u << 31;
 constexpr u32 kTagMask = kWaiters - 1;
-constexpr u32 kMaxSlots = 0xfff0;             // higher indexes are the special owners below
-constexpr Tag kOrphaned = 0x7fff'fff1;        ///< lock word: the owner died and its slot has been given back since
-constexpr Tag kOwnedByQueue = 0x7fff'fff2;    ///< block owner: a part of the object `parent`
-constexpr Tag kInspected = 0x7fff'fff4;       ///< block owner: an object that collect() is looking at; nobody else frees it
+constexpr u32 kMaxSlots = 0xfff0;           // higher indexes are the special owners below
+constexpr Tag kOrphaned = 0x7fff'fff1;      ///< lock word: the owner died and its slot has been given back since
+constexpr Tag kOwnedByQueue = 0x7fff'fff2;  ///< block owner: a part of the object `parent`
+constexpr Tag kInspected = 0x7fff'fff4;  ///< block owner: an object that collect() is looking at; nobody else frees it
 constexpr Tag kOwnedByHolders = 0x7fff'fff3;  ///< block owner: an object; lives while a process holds a handle
 
 constexpr u32 slot_index(Tag t) noexcept { return t & 0xffff; }
@@ -32,14 +32,14 @@ enum class SlotState : u32 { kFree = 0, kReserved = 1, kLive = 2, kExited = 3, k
 
 struct alignas(256) Slot {
   Atomic<u32> word;
-  Atomic<i32> pid;  ///< negative while reserved: minus the parent's
+  Atomic<i32> pid;          ///< negative while reserved: minus the parent's
   Atomic<u64> start_ticks;  ///< while reserved: when that was, in ns of the monotonic clock
   Atomic<u64> start_stack;
   u64 pidns;
   Atomic<u32> parent;     ///< tag of the process that forked it, 0 when unknown
   Atomic<i32> exit_code;  ///< as in Process.exitcode, once somebody has told (record_exit)
   Atomic<u32> exit_known;
-  Atomic<u32> failed;      ///< kExited: with an exception or an exit code other than 0
+  Atomic<u32> failed;  ///< kExited: with an exception or an exit code other than 0
   char name[64];
 
   static constexpr u32 make(u32 gen, SlotState s) noexcept { return (gen & 0x7fff) << 16 | static_cast<u32>(s); }

@@ -84,10 +84,18 @@ void fill(Scene& s, u32 first, u32 last, u32 len) {
 }
 
 void queue_scenarios() {
-  add({"put, with room", [](Scene& s) { make_queue(s); fill(s, 0, 1, 40); }, enter_with(1, 40),
-       [](Scene& s) { s.put(); }, [](Scene& s) { check_put(s, 0, 1, 1); }});
-  add({"put, bounded", [](Scene& s) { make_queue(s, 3); fill(s, 0, 1, 40); }, enter_with(1, 40),
-       [](Scene& s) { s.put(); },
+  add({"put, with room",
+       [](Scene& s) {
+         make_queue(s);
+         fill(s, 0, 1, 40);
+       },
+       enter_with(1, 40), [](Scene& s) { s.put(); }, [](Scene& s) { check_put(s, 0, 1, 1); }});
+  add({"put, bounded",
+       [](Scene& s) {
+         make_queue(s, 3);
+         fill(s, 0, 1, 40);
+       },
+       enter_with(1, 40), [](Scene& s) { s.put(); },
        [](Scene& s) {
          World& w = s.w;
          const u32 q = s.objects[0];
@@ -100,39 +108,81 @@ void queue_scenarios() {
          clean(w);
        }});
   add({"put, round the end of the ring",
-       [](Scene& s) { make_queue(s); fill(s, 0, 8, 100); for (int i = 0; i < 7; ++i) get(s.w, s.objects[0]); },
+       [](Scene& s) {
+         make_queue(s);
+         fill(s, 0, 8, 100);
+         for (int i = 0; i < 7; ++i) get(s.w, s.objects[0]);
+       },
        enter_with(1, 100), [](Scene& s) { s.put(); }, [](Scene& s) { check_put(s, 7, 8, 1); }});
-  add({"put, with growth", [](Scene& s) { make_queue(s); fill(s, 0, 7, 110); }, enter_with(1, 200),
-       [](Scene& s) { s.put(); }, [](Scene& s) { check_put(s, 0, 7, 1); }});
-  add({"put, of a message above half a ring", [](Scene& s) { make_queue(s); fill(s, 0, 2, 110); }, enter_with(1, 700),
-       [](Scene& s) { s.put(); }, [](Scene& s) { check_put(s, 0, 2, 1); }});
-  add({"put_many, 5 messages into two rings", [](Scene& s) { make_queue(s); fill(s, 0, 5, 110); }, enter_with(5, 110),
-       [](Scene& s) { s.put(); },
-       [](Scene& s) { check_put(s, 0, 5, 5); }});
-  add({"get", [](Scene& s) { make_queue(s); fill(s, 0, 3, 40); }, enter, [](Scene& s) { s.get(); },
-       [](Scene& s) { check_get(s, 0, 3, 1); }});
-  add({"get, of a bounded queue", [](Scene& s) { make_queue(s, 4); fill(s, 0, 3, 40); }, enter, [](Scene& s) { s.get(); },
-       [](Scene& s) { check_get(s, 0, 3, 1); }});
-  add({"get, that leaves the first ring", [](Scene& s) { make_queue(s); fill(s, 0, 0, 40); fill(s, 1, 3, 900); get(s.w, s.objects[0]); },
+  add({"put, with growth",
+       [](Scene& s) {
+         make_queue(s);
+         fill(s, 0, 7, 110);
+       },
+       enter_with(1, 200), [](Scene& s) { s.put(); }, [](Scene& s) { check_put(s, 0, 7, 1); }});
+  add({"put, of a message above half a ring",
+       [](Scene& s) {
+         make_queue(s);
+         fill(s, 0, 2, 110);
+       },
+       enter_with(1, 700), [](Scene& s) { s.put(); }, [](Scene& s) { check_put(s, 0, 2, 1); }});
+  add({"put_many, 5 messages into two rings",
+       [](Scene& s) {
+         make_queue(s);
+         fill(s, 0, 5, 110);
+       },
+       enter_with(5, 110), [](Scene& s) { s.put(); }, [](Scene& s) { check_put(s, 0, 5, 5); }});
+  add({"get",
+       [](Scene& s) {
+         make_queue(s);
+         fill(s, 0, 3, 40);
+       },
+       enter, [](Scene& s) { s.get(); }, [](Scene& s) { check_get(s, 0, 3, 1); }});
+  add({"get, of a bounded queue",
+       [](Scene& s) {
+         make_queue(s, 4);
+         fill(s, 0, 3, 40);
+       },
+       enter, [](Scene& s) { s.get(); }, [](Scene& s) { check_get(s, 0, 3, 1); }});
+  add({"get, that leaves the first ring",
+       [](Scene& s) {
+         make_queue(s);
+         fill(s, 0, 0, 40);
+         fill(s, 1, 3, 900);
+         get(s.w, s.objects[0]);
+       },
        enter, [](Scene& s) { s.get(); }, [](Scene& s) { check_get(s, 1, 3, 1); }});
   add({"get, that frees a ring",
        [](Scene& s) {
          make_queue(s);
          fill(s, 0, 40, 3000);
          // Up to the last message of the second ring: the next get leaves that ring for the third.
-         const auto ring = [&] { return &s.w.queues().ring_at(s.w.queue(s.objects[0]), s.w.queue(s.objects[0]).get_ring.load()); };
-         while (ring()->block == 0 || end_pos(ring()->head.load()) != end_pos(ring()->tail.load())) s.number = static_cast<u32>(get(s.w, s.objects[0])) + 1;
+         const auto ring = [&] {
+           return &s.w.queues().ring_at(s.w.queue(s.objects[0]), s.w.queue(s.objects[0]).get_ring.load());
+         };
+         while (ring()->block == 0 || end_pos(ring()->head.load()) != end_pos(ring()->tail.load()))
+           s.number = static_cast<u32>(get(s.w, s.objects[0])) + 1;
          CHECK(ring()->next.load() != 0 && s.number < 35);
        },
        enter, [](Scene& s) { s.get(); }, [](Scene& s) { check_get(s, s.number, 40, 1); }});
   add({"get_many, over three rings",
-       [](Scene& s) { make_queue(s); fill(s, 0, 7, 110); fill(s, 8, 33, 2900); }, enter,
        [](Scene& s) {
-         s.w.queues().try_get_many(s.w.queue(s.objects[0]), 32, [](const Message&, const void*) { return true; }, soon());
+         make_queue(s);
+         fill(s, 0, 7, 110);
+         fill(s, 8, 33, 2900);
+       },
+       enter,
+       [](Scene& s) {
+         s.w.queues().try_get_many(
+             s.w.queue(s.objects[0]), 32, [](const Message&, const void*) { return true; }, soon());
        },
        [](Scene& s) { check_get(s, 0, 33, 32); }});
-  add({"shutdown", [](Scene& s) { make_queue(s); fill(s, 0, 3, 40); }, enter,
-       [](Scene& s) { s.w.queues().shut_down(s.w.queue(s.objects[0]), false, soon()); },
+  add({"shutdown",
+       [](Scene& s) {
+         make_queue(s);
+         fill(s, 0, 3, 40);
+       },
+       enter, [](Scene& s) { s.w.queues().shut_down(s.w.queue(s.objects[0]), false, soon()); },
        [](Scene& s) {
          const Put p = put(s.w, s.objects[0], 4, 40);
          CHECK(p == Put::kDone || p == Put::kShutDown);
@@ -179,31 +229,66 @@ void queue_scenarios() {
     CHECK(w.queues().join(state, soon()) == Wait::kReady);
     clean(w);
   };
-  add({"JoinableQueue get", [](Scene& s) { make_queue(s, 0, true); fill(s, 0, 3, 40); }, enter,
-       [](Scene& s) { s.get(); }, [all_come](Scene& s) { all_come(s, 0, 3, 0); }});
+  add({"JoinableQueue get",
+       [](Scene& s) {
+         make_queue(s, 0, true);
+         fill(s, 0, 3, 40);
+       },
+       enter, [](Scene& s) { s.get(); }, [all_come](Scene& s) { all_come(s, 0, 3, 0); }});
   add({"JoinableQueue get, with others in hand",
-       [](Scene& s) { make_queue(s, 0, true); fill(s, 0, 3, 40); die_after(s.w, [&] { get(s.w, s.objects[0]); get(s.w, s.objects[0]); }); },
+       [](Scene& s) {
+         make_queue(s, 0, true);
+         fill(s, 0, 3, 40);
+         die_after(s.w, [&] {
+           get(s.w, s.objects[0]);
+           get(s.w, s.objects[0]);
+         });
+       },
        enter, [](Scene& s) { s.get(); }, [all_come](Scene& s) { all_come(s, 0, 3, 0); }});
   add({"JoinableQueue get, redelivered",
        [](Scene& s) {
          make_queue(s, 0, true);
          fill(s, 0, 3, 40);
-         die_after(s.w, [&] { get(s.w, s.objects[0]); get(s.w, s.objects[0]); });
+         die_after(s.w, [&] {
+           get(s.w, s.objects[0]);
+           get(s.w, s.objects[0]);
+         });
          s.w.queues().scavenge(s.w.queue(s.objects[0]), soon());
        },
        enter, [](Scene& s) { s.get(); }, [all_come](Scene& s) { all_come(s, 0, 3, 0); }});
   add({"JoinableQueue scavenge",
-       [](Scene& s) { make_queue(s, 0, true); fill(s, 0, 3, 40); die_after(s.w, [&] { get(s.w, s.objects[0]); get(s.w, s.objects[0]); }); },
-       enter, [](Scene& s) { s.w.queues().scavenge(s.w.queue(s.objects[0]), soon()); }, [all_come](Scene& s) { all_come(s, 0, 3, 0); }});
-  add({"JoinableQueue get and task_done", [](Scene& s) { make_queue(s, 0, true); fill(s, 0, 3, 40); }, enter,
+       [](Scene& s) {
+         make_queue(s, 0, true);
+         fill(s, 0, 3, 40);
+         die_after(s.w, [&] {
+           get(s.w, s.objects[0]);
+           get(s.w, s.objects[0]);
+         });
+       },
+       enter, [](Scene& s) { s.w.queues().scavenge(s.w.queue(s.objects[0]), soon()); },
+       [all_come](Scene& s) { all_come(s, 0, 3, 0); }});
+  add({"JoinableQueue get and task_done",
+       [](Scene& s) {
+         make_queue(s, 0, true);
+         fill(s, 0, 3, 40);
+       },
+       enter,
        [](Scene& s) {
          s.get();
          s.w.queues().task_done(s.w.queue(s.objects[0]), soon());
        },
        [all_come](Scene& s) { all_come(s, 0, 3, 1); }});
   add({"JoinableQueue task_done, of the middle one",
-       [](Scene& s) { make_queue(s, 0, true); fill(s, 0, 3, 40); die_after(s.w, [&] { get(s.w, s.objects[0]); }); },
-       [](Scene& s) { enter(s); get(s.w, s.objects[0]); die_after(s.w, [&] { get(s.w, s.objects[0]); }); },
+       [](Scene& s) {
+         make_queue(s, 0, true);
+         fill(s, 0, 3, 40);
+         die_after(s.w, [&] { get(s.w, s.objects[0]); });
+       },
+       [](Scene& s) {
+         enter(s);
+         get(s.w, s.objects[0]);
+         die_after(s.w, [&] { get(s.w, s.objects[0]); });
+       },
        [](Scene& s) { s.w.queues().task_done(s.w.queue(s.objects[0]), soon()); },
        [](Scene& s) {
          World& w = s.w;
@@ -261,26 +346,45 @@ void lock_scenarios() {
     clean(w);
   };
   const auto make = [](Scene& s) { s.objects = {s.w.make_lock()}; };
-  add({"lock acquire", make, enter, [](Scene& s) { Tag d; LockOps(s.w.arena, s.w.me).acquire(s.w.lock(s.objects[0]), soon(), &d); },
+  add({"lock acquire", make, enter,
+       [](Scene& s) {
+         Tag d;
+         LockOps(s.w.arena, s.w.me).acquire(s.w.lock(s.objects[0]), soon(), &d);
+       },
        [usable](Scene& s) {
          const bool held = (s.w.lock(s.objects[0]).word.load() & kTagMask) != 0;
          if (s.reached_end) CHECK(held);
          usable(s, held);
        }});
   add({"lock release", make,
-       [](Scene& s) { enter(s); Tag d; LockOps(s.w.arena, s.w.me).acquire(s.w.lock(s.objects[0]), soon(), &d); },
-       [](Scene& s) { LockOps(s.w.arena, s.w.me).release(s.w.lock(s.objects[0])); }, [usable](Scene& s) { usable(s, !s.reached_end); }});
+       [](Scene& s) {
+         enter(s);
+         Tag d;
+         LockOps(s.w.arena, s.w.me).acquire(s.w.lock(s.objects[0]), soon(), &d);
+       },
+       [](Scene& s) { LockOps(s.w.arena, s.w.me).release(s.w.lock(s.objects[0])); },
+       [usable](Scene& s) { usable(s, !s.reached_end); }});
   add({"lock acquire, from the dead",
        [make](Scene& s) {
          make(s);
-         die_after(s.w, [&] { Tag d; LockOps(s.w.arena, s.w.me).acquire(s.w.lock(s.objects[0]), soon(), &d); });
+         die_after(s.w, [&] {
+           Tag d;
+           LockOps(s.w.arena, s.w.me).acquire(s.w.lock(s.objects[0]), soon(), &d);
+         });
        },
-       enter, [](Scene& s) { Tag d; LockOps(s.w.arena, s.w.me).acquire(s.w.lock(s.objects[0]), soon(), &d); },
+       enter,
+       [](Scene& s) {
+         Tag d;
+         LockOps(s.w.arena, s.w.me).acquire(s.w.lock(s.objects[0]), soon(), &d);
+       },
        [usable](Scene& s) { usable(s, true); }});
   add({"collect, with a dead holder of a lock",
        [make](Scene& s) {
          make(s);
-         die_after(s.w, [&] { Tag d; LockOps(s.w.arena, s.w.me).acquire(s.w.lock(s.objects[0]), soon(), &d); });
+         die_after(s.w, [&] {
+           Tag d;
+           LockOps(s.w.arena, s.w.me).acquire(s.w.lock(s.objects[0]), soon(), &d);
+         });
        },
        enter, [](Scene& s) { s.w.arena.collect(s.w.me, soon()); },
        [usable](Scene& s) {
@@ -299,24 +403,33 @@ void lock_scenarios() {
 u32 permits(World& w, SemaphoreState& s) {
   u32 n = 0;
   while (SemaphoreOps(w.arena, w.me).acquire(s, true, soon(8)) == Wait::kReady) ++n;
-  for (u32 i = 0; i < n; ++i) CHECK(SemaphoreOps(w.arena, w.me).release(s, true, soon()) == SemaphoreOps::Released::kYes);
+  for (u32 i = 0; i < n; ++i)
+    CHECK(SemaphoreOps(w.arena, w.me).release(s, true, soon()) == SemaphoreOps::Released::kYes);
   CHECK_EQ(s.value.load(), n);
   return n;
 }
 
 void semaphore_scenarios() {
   for (const bool scoped : {false, true}) {
-    const auto take = [scoped](Scene& s) { SemaphoreOps(s.w.arena, s.w.me).acquire(s.w.semaphore(s.objects[0]), scoped, soon()); };
-    const auto give = [scoped](Scene& s) { SemaphoreOps(s.w.arena, s.w.me).release(s.w.semaphore(s.objects[0]), scoped, soon()); };
+    const auto take = [scoped](Scene& s) {
+      SemaphoreOps(s.w.arena, s.w.me).acquire(s.w.semaphore(s.objects[0]), scoped, soon());
+    };
+    const auto give = [scoped](Scene& s) {
+      SemaphoreOps(s.w.arena, s.w.me).release(s.w.semaphore(s.objects[0]), scoped, soon());
+    };
     const auto make = [](Scene& s) { s.objects = {s.w.make_semaphore(2)}; };
-    add({scoped ? "semaphore acquire, scoped" : "semaphore acquire", make, enter, take,
-         [scoped](Scene& s) {
+    add({scoped ? "semaphore acquire, scoped" : "semaphore acquire", make, enter, take, [scoped](Scene& s) {
            const u32 n = permits(s.w, s.w.semaphore(s.objects[0]));
            CHECK(scoped ? n == 2 : n == 1 || n == 2);
            if (s.reached_end && !scoped) CHECK_EQ(n, 1);
            clean(s.w);
          }});
-    add({scoped ? "semaphore release, scoped" : "semaphore release", make, [take](Scene& s) { enter(s); take(s); }, give,
+    add({scoped ? "semaphore release, scoped" : "semaphore release", make,
+         [take](Scene& s) {
+           enter(s);
+           take(s);
+         },
+         give,
          [scoped](Scene& s) {
            const u32 n = permits(s.w, s.w.semaphore(s.objects[0]));
            CHECK(scoped || s.reached_end ? n == 2 : n == 1 || n == 2);
@@ -324,12 +437,18 @@ void semaphore_scenarios() {
          }});
     // The permit is either still the victim's, or free: a waiter must get it, if the victim took it scoped, in any case.
     add({scoped ? "semaphore release, scoped, with a waiter" : "semaphore release, with a waiter",
-         [](Scene& s) { s.objects = {s.w.make_semaphore(1)}; }, [take](Scene& s) { enter(s); take(s); }, give,
+         [](Scene& s) { s.objects = {s.w.make_semaphore(1)}; },
+         [take](Scene& s) {
+           enter(s);
+           take(s);
+         },
+         give,
          [scoped](Scene& s) {
            SemaphoreState& sem = s.w.semaphore(s.objects[0]);
            // Nothing but the wait itself may find out that the guard's holder died.
            const bool started = sem.total != (scoped ? 1 : 0) || sem.value.load() != 0;
-           const bool got = SemaphoreOps(s.w.arena, s.w.me).acquire(sem, false, soon(started || scoped ? 2'000 : 8)) == Wait::kReady;
+           const bool got =
+               SemaphoreOps(s.w.arena, s.w.me).acquire(sem, false, soon(started || scoped ? 2'000 : 8)) == Wait::kReady;
            if (started || scoped) CHECK(got);
            clean(s.w);
          }});
@@ -378,7 +497,8 @@ void condition_scenarios() {
   const auto make = [](u32 waiters) {
     return [waiters](Scene& s) {
       s.objects = {s.w.make_condition()};
-      for (u32 i = 0; i < waiters; ++i) s.waiting.push_back(ConditionOps(s.w.arena, s.w.me).enqueue(s.w.condition(s.objects[0]), soon()));
+      for (u32 i = 0; i < waiters; ++i)
+        s.waiting.push_back(ConditionOps(s.w.arena, s.w.me).enqueue(s.w.condition(s.objects[0]), soon()));
     };
   };
   const auto usable = [](Scene& s) {
@@ -393,13 +513,15 @@ void condition_scenarios() {
     for (RosterEntry* e : s.waiting) CHECK_EQ(state_of(e), ConditionOps::kNotified);
     CHECK_EQ(state_of(mine), ConditionOps::kWaiting);
     const i32 told = ops.notify(c, 5, soon());
-    CHECK(told <= 2);  // a corpse that nobody has found yet counts; one that passed its notification on to `mine` does not
+    CHECK(told <=
+          2);  // a corpse that nobody has found yet counts; one that passed its notification on to `mine` does not
     CHECK(ops.wait(c, *mine, soon()) == Wait::kReady);
     for (RosterEntry* e : s.waiting) CHECK(ops.wait(c, *e, soon()) == Wait::kReady);
     CHECK_EQ(ops.notify(c, 5, soon()), 0);
     clean(s.w);
   };
-  add({"condition enqueue", make(2), enter, [](Scene& s) { ConditionOps(s.w.arena, s.w.me).enqueue(s.w.condition(s.objects[0]), soon()); }, usable});
+  add({"condition enqueue", make(2), enter,
+       [](Scene& s) { ConditionOps(s.w.arena, s.w.me).enqueue(s.w.condition(s.objects[0]), soon()); }, usable});
   add({"condition enqueue, with the roster full", make(5), enter,
        [](Scene& s) { ConditionOps(s.w.arena, s.w.me).enqueue(s.w.condition(s.objects[0]), soon()); }, usable});
   add({"condition notify, 2 of 3", make(3), enter,
@@ -412,11 +534,13 @@ void condition_scenarios() {
          for (u32 i = 0; i < told; ++i) CHECK_EQ(state_of(s.waiting[i]), ConditionOps::kNotified);
          usable(s);
        }});
-  add({"condition wait, that times out", make(1), [](Scene& s) {
+  add({"condition wait, that times out", make(1),
+       [](Scene& s) {
          enter(s);
          s.waiting.push_back(ConditionOps(s.w.arena, s.w.me).enqueue(s.w.condition(s.objects[0]), soon()));
        },
-       [](Scene& s) { ConditionOps(s.w.arena, s.w.me).wait(s.w.condition(s.objects[0]), *s.waiting[1], at_once()); }, usable});
+       [](Scene& s) { ConditionOps(s.w.arena, s.w.me).wait(s.w.condition(s.objects[0]), *s.waiting[1], at_once()); },
+       usable});
 
   // A notification that its waiter did not live to take goes to the next in line, wherever the waiter died.
   const auto passed_on = [usable](Scene& s) {
@@ -432,10 +556,18 @@ void condition_scenarios() {
          s.waiting = {ConditionOps(s.w.arena, s.w.me).enqueue(s.w.condition(s.objects[0]), soon())};
          ConditionOps(s.w.arena, s.w.me).notify(s.w.condition(s.objects[0]), 1, soon());
        },
-       [](Scene& s) { ConditionOps(s.w.arena, s.w.me).wait(s.w.condition(s.objects[0]), *s.waiting[0], soon()); }, usable});
+       [](Scene& s) { ConditionOps(s.w.arena, s.w.me).wait(s.w.condition(s.objects[0]), *s.waiting[0], soon()); },
+       usable});
   // The victim heads the line, is notified and interrupted at once: it hands the notification on.
-  Scenario handing{"condition wait, notified and interrupted", [](Scene& s) { s.objects = {s.w.make_condition()}; s.tag = s.w.me; },
-                   [](Scene&) {}, {}, passed_on, true};
+  Scenario handing{"condition wait, notified and interrupted",
+                   [](Scene& s) {
+                     s.objects = {s.w.make_condition()};
+                     s.tag = s.w.me;
+                   },
+                   [](Scene&) {},
+                   {},
+                   passed_on,
+                   true};
   handing.setup = [](Scene& s) {
     s.objects = {s.w.make_condition()};
     s.tag = s.w.me;
@@ -470,7 +602,8 @@ void condition_scenarios() {
     die_after(s.w, [&] { ConditionOps(s.w.arena, s.w.me).enqueue(s.w.condition(s.objects[0]), soon()); });
     s.waiting = {ConditionOps(s.w.arena, s.w.me).enqueue(s.w.condition(s.objects[0]), soon())};
     s.w.arena.for_each(s.w.condition(s.objects[0]).waiters, [&](RosterEntry& e) {  // as notify() left it
-      if (e.tag.load() != 0 && &e != s.waiting[0]) e.value.store((e.value.load() & ~ConditionOps::kStateMask) | ConditionOps::kNotified);
+      if (e.tag.load() != 0 && &e != s.waiting[0])
+        e.value.store((e.value.load() & ~ConditionOps::kStateMask) | ConditionOps::kNotified);
     });
   };
   add({"condition sweep, of a waiter that died notified", corpse, enter,
@@ -478,9 +611,11 @@ void condition_scenarios() {
   add({"condition notify, with a waiter that died notified",
        [corpse](Scene& s) {
          corpse(s);
-         s.w.arena.for_each(s.w.condition(s.objects[0]).waiters, [&](RosterEntry& e) { s.w.arena.gone(e.tag.load(), true); });
+         s.w.arena.for_each(s.w.condition(s.objects[0]).waiters,
+                            [&](RosterEntry& e) { s.w.arena.gone(e.tag.load(), true); });
        },
-       enter, [](Scene& s) { ConditionOps(s.w.arena, s.w.me).notify(s.w.condition(s.objects[0]), 1, soon()); }, passed_on});
+       enter, [](Scene& s) { ConditionOps(s.w.arena, s.w.me).notify(s.w.condition(s.objects[0]), 1, soon()); },
+       passed_on});
 }
 
 void barrier_scenarios() {
@@ -490,7 +625,8 @@ void barrier_scenarios() {
       for (u32 i = 0; i < come; ++i) {
         RosterEntry* e = nullptr;
         u32 index = 0;
-        CHECK(BarrierOps(s.w.arena, s.w.me).arrive(s.w.barrier(s.objects[0]), false, &e, &index, soon()) == BarrierOps::Arrival::kWaits);
+        CHECK(BarrierOps(s.w.arena, s.w.me).arrive(s.w.barrier(s.objects[0]), false, &e, &index, soon()) ==
+              BarrierOps::Arrival::kWaits);
         CHECK_EQ(index, i);
         s.waiting.push_back(e);
       }
@@ -529,16 +665,20 @@ void barrier_scenarios() {
       BarrierOps(s.w.arena, s.w.me).arrive(s.w.barrier(s.objects[0]), action, &e, &index, soon());
     };
   };
-  add({"barrier arrive, and wait", make(3, 1), enter, arrive(false),
-       [settled](Scene& s) {
+  add({"barrier arrive, and wait", make(3, 1), enter, arrive(false), [settled](Scene& s) {
          u32 in_line = 0;
          s.w.arena.for_each(s.w.barrier(s.objects[0]).waiters, [&](RosterEntry& e) { in_line += e.tag.load() != 0; });
          settled(s, in_line == 2);
        }});
   add({"barrier arrive, last", make(3, 2), enter, arrive(false), [settled](Scene& s) { settled(s, s.reached_end); }});
-  add({"barrier arrive, last, with action", make(3, 2), enter, arrive(true), [settled](Scene& s) { settled(s, s.reached_end); }});
+  add({"barrier arrive, last, with action", make(3, 2), enter, arrive(true),
+       [settled](Scene& s) { settled(s, s.reached_end); }});
   for (const bool broken : {false, true}) {
-    add({broken ? "barrier finish, broken by the action" : "barrier finish", make(3, 2), [arrive](Scene& s) { enter(s); arrive(true)(s); },
+    add({broken ? "barrier finish, broken by the action" : "barrier finish", make(3, 2),
+         [arrive](Scene& s) {
+           enter(s);
+           arrive(true)(s);
+         },
          [broken](Scene& s) { BarrierOps(s.w.arena, s.w.me).finish(s.w.barrier(s.objects[0]), broken, soon()); },
          [settled](Scene& s) { settled(s, true); }});
   }
@@ -558,9 +698,11 @@ void barrier_scenarios() {
          s.waiting.pop_back();
          settled(s, true);
        }});
-  add({"barrier abort", make(3, 2), enter, [](Scene& s) { BarrierOps(s.w.arena, s.w.me).abort(s.w.barrier(s.objects[0]), soon()); },
+  add({"barrier abort", make(3, 2), enter,
+       [](Scene& s) { BarrierOps(s.w.arena, s.w.me).abort(s.w.barrier(s.objects[0]), soon()); },
        [settled](Scene& s) { settled(s, s.reached_end); }});
-  add({"barrier reset", make(3, 2), enter, [](Scene& s) { BarrierOps(s.w.arena, s.w.me).reset(s.w.barrier(s.objects[0]), soon()); },
+  add({"barrier reset", make(3, 2), enter,
+       [](Scene& s) { BarrierOps(s.w.arena, s.w.me).reset(s.w.barrier(s.objects[0]), soon()); },
        [settled](Scene& s) { settled(s, s.reached_end); }});
 }
 
@@ -577,7 +719,8 @@ void arena_scenarios() {
     s.w.arena.drop(s.w.me, s.w.object(q), soon());
     clean(s.w, 1);
   };
-  add({"allocate, fresh", nothing, enter, [](Scene& s) { s.w.arena.allocate(s.w.me, 3000, Kind::kRing, 0, soon()); }, only_one});
+  add({"allocate, fresh", nothing, enter, [](Scene& s) { s.w.arena.allocate(s.w.me, 3000, Kind::kRing, 0, soon()); },
+       only_one});
   add({"allocate, from the free list, and free",
        [nothing](Scene& s) {
          nothing(s);
@@ -585,14 +728,18 @@ void arena_scenarios() {
          for (u32& k : i) k = s.w.arena.allocate(s.w.me, 3000, Kind::kRing, 0, soon());
          for (u32& k : i) s.w.arena.free(s.w.me, k, soon());
        },
-       enter, [](Scene& s) { s.w.arena.free(s.w.me, s.w.arena.allocate(s.w.me, 3000, Kind::kRing, 0, soon()), soon()); }, only_one});
+       enter,
+       [](Scene& s) { s.w.arena.free(s.w.me, s.w.arena.allocate(s.w.me, 3000, Kind::kRing, 0, soon()), soon()); },
+       only_one});
   add({"make and drop an object", nothing, enter,
        [](Scene& s) { s.w.arena.drop(s.w.me, s.w.object(s.w.make_lock()), soon()); }, only_one});
-  add({"drop, of one handle of two", nothing, enter, [](Scene& s) { s.w.arena.drop(s.w.me, s.w.object(s.objects[0]), soon()); }, only_one});
+  add({"drop, of one handle of two", nothing, enter,
+       [](Scene& s) { s.w.arena.drop(s.w.me, s.w.object(s.objects[0]), soon()); }, only_one});
   add({"drop, of a queue with three rings",
        [nothing](Scene& s) {
          // Blocks below the queue's own are used again for its rings: the order of collect() must not matter.
-         u32 low[3] = {s.w.arena.allocate(s.w.me, 300, Kind::kRing, 0, soon()), s.w.arena.allocate(s.w.me, 66'000, Kind::kRing, 0, soon()),
+         u32 low[3] = {s.w.arena.allocate(s.w.me, 300, Kind::kRing, 0, soon()),
+                       s.w.arena.allocate(s.w.me, 66'000, Kind::kRing, 0, soon()),
                        s.w.arena.allocate(s.w.me, (1 << 20) + 192, Kind::kRing, 0, soon())};
          nothing(s);
          s.number = 0;
@@ -606,11 +753,13 @@ void arena_scenarios() {
          s.number = q;
        },
        [](Scene& s) { s.w.arena.drop(s.w.me, s.w.object(s.number), soon()); }, only_one});
-  add({"hold", nothing, enter, [](Scene& s) { s.w.arena.hold(s.w.me, s.w.object(s.objects[0]), s.w.me, 1, soon()); }, only_one});
+  add({"hold", nothing, enter, [](Scene& s) { s.w.arena.hold(s.w.me, s.w.object(s.objects[0]), s.w.me, 1, soon()); },
+       only_one});
   add({"hold, with the roster full",
        [nothing](Scene& s) {
          nothing(s);
-         for (int i = 0; i < 5; ++i) s.w.arena.hold(s.w.me, s.w.object(s.objects[0]), s.w.arena.reserve_child(s.w.me), 1, soon());
+         for (int i = 0; i < 5; ++i)
+           s.w.arena.hold(s.w.me, s.w.object(s.objects[0]), s.w.arena.reserve_child(s.w.me), 1, soon());
        },
        [](Scene& s) { s.w.me = s.w.arena.claim(); },
        [](Scene& s) { s.w.arena.hold(s.w.me, s.w.object(s.objects[0]), s.w.me, 1, soon()); },
@@ -667,8 +816,7 @@ void arena_scenarios() {
          only_one(s);
          if (!unknown) CHECK(s.w.arena.slots()[slot_index(s.tag)].state() == SlotState::kFree);
        }});
-  add({"fork: the parent reserves and holds",
-       nothing, enter,
+  add({"fork: the parent reserves and holds", nothing, enter,
        [](Scene& s) {
          s.tag = s.w.arena.reserve_child(s.w.me);
          s.w.arena.hold(s.w.me, s.w.object(s.objects[0]), s.tag, 1, soon());
@@ -678,7 +826,9 @@ void arena_scenarios() {
          const auto each = [&](auto&& f) {
            for (u32 i = 1; i < s.w.arena.header().slot_end.load(); ++i) f(s.w.arena.slots()[i]);
          };
-         each([](Slot& slot) { if (slot.state() == SlotState::kReserved) slot.start_ticks.store(1); });
+         each([](Slot& slot) {
+           if (slot.state() == SlotState::kReserved) slot.start_ticks.store(1);
+         });
          only_one(s);
          // Killed between the two stores of a reservation it leaves a slot that nobody takes again (256 bytes of 65,520).
          u32 taken = 0, half = 0;

@@ -27,14 +27,14 @@ struct Control {
 struct Scene {
   World& w;
   Control& control;
-  std::vector<u32> objects;        ///< of the family; the survivor has a handle of each
+  std::vector<u32> objects;  ///< of the family; the survivor has a handle of each
   std::vector<RosterEntry*> waiting;
-  Tag tag = 0;                     ///< a scenario's business
+  Tag tag = 0;  ///< a scenario's business
   u32 number = 0;
-  std::string text[5];             ///< messages, made before the first step
+  std::string text[5];  ///< messages, made before the first step
   Outgoing out[5];
   u32 messages = 0;
-  bool reached_end = false;        ///< for the survivor: the operation was over when the victim was killed
+  bool reached_end = false;  ///< for the survivor: the operation was over when the victim was killed
 
   void prepare_messages(u32 first, u32 n, u32 len) {
     for (messages = 0; messages < n; ++messages) {
@@ -88,7 +88,8 @@ inline u64 fingerprint(World& w) {
     for (; from + 32 <= to; from += 32) {
       u64 v[4];
       std::memcpy(v, base + from, sizeof v);
-      sum = (sum ^ v[0] ^ (v[1] << 13 | v[1] >> 51) ^ (v[2] << 29 | v[2] >> 35) ^ (v[3] << 43 | v[3] >> 21)) * 1099511628211u;
+      sum = (sum ^ v[0] ^ (v[1] << 13 | v[1] >> 51) ^ (v[2] << 29 | v[2] >> 35) ^ (v[3] << 43 | v[3] >> 21)) *
+            1099511628211u;
       sum ^= sum >> 29;
     }
   };
@@ -134,7 +135,8 @@ class Stepper {
     const i64 limit = start + i64{full_ ? 600'000 : 600} * kMillisecond;
     int bad = 0;
     size_t done = 0;
-    const i64 longest = start + i64{full_ ? 3'600'000 : 8'000} * kMillisecond;  // even for the states, of very long operations
+    const i64 longest =
+        start + i64{full_ ? 3'600'000 : 8'000} * kMillisecond;  // even for the states, of very long operations
     for (; done < kills.size() && (done < states + 8 || now_ns() < limit) && now_ns() < longest; ++done) {
       const int was = check::failures();
       once(kills[done], nullptr);
@@ -142,8 +144,8 @@ class Stepper {
     }
     const bool ok = check::failures() == before;
     (ok ? totals_.passed : totals_.failed) += 1;
-    std::printf("%s kill: %-52s %5u instructions, %4zu states, %4zu kills, %.1f s\n", ok ? "ok  " : "FAIL", s_.name, length_,
-                states, done, static_cast<double>(now_ns() - start) / 1e9);
+    std::printf("%s kill: %-52s %5u instructions, %4zu states, %4zu kills, %.1f s\n", ok ? "ok  " : "FAIL", s_.name,
+                length_, states, done, static_cast<double>(now_ns() - start) / 1e9);
     std::fflush(stdout);
     return ok;
   }

@@ -44,7 +44,8 @@ struct SleepWake {
 
   State first() const {
     State s{};
-    for (auto& p : s.p) p = {static_cast<u8>(bug == kLookBeforePublish ? kLook : kPublish), static_cast<u8>(items), 0, 0, 0, 0};
+    for (auto& p : s.p)
+      p = {static_cast<u8>(bug == kLookBeforePublish ? kLook : kPublish), static_cast<u8>(items), 0, 0, 0, 0};
     for (int i = consumers; i < kMost; ++i) s.c[i].dead = 1;
     return s;
   }
@@ -70,7 +71,8 @@ struct SleepWake {
         case kPublish:
           ++n.items;
           if (bug == kLookBeforePublish) {
-            if (p.bit) p.pc = kAdd; else next_item();
+            if (p.bit) p.pc = kAdd;
+            else next_item();
           } else {
             p.pc = kLook;
           }
@@ -101,7 +103,8 @@ struct SleepWake {
             emit(w);
           }
           if (any) continue;
-          if (bug == kClearThenWake) next_item(); else p.pc = kClear;
+          if (bug == kClearThenWake) next_item();
+          else p.pc = kClear;
           break;
         }
         case kClear:
@@ -194,7 +197,21 @@ struct MutexModel {
     u8 owner, waiters, torn, kills;  ///< owner: 0, or 1 + index
     Process p[kN];
   };
-  enum : u8 { kFast, kLoad, kMark, kSleep, kAsleep, kCheck, kTakeOver, kRepair, kTear, kMend, kUnlock, kWakeOne, kDone };
+  enum : u8 {
+    kFast,
+    kLoad,
+    kMark,
+    kSleep,
+    kAsleep,
+    kCheck,
+    kTakeOver,
+    kRepair,
+    kTear,
+    kMend,
+    kUnlock,
+    kWakeOne,
+    kDone
+  };
 
   State first() const {
     State s{};
@@ -280,8 +297,14 @@ struct MutexModel {
           if (p.recovered) n.torn = 0;
           p.pc = kTear;
           break;
-        case kTear: n.torn = 1; p.pc = kMend; break;
-        case kMend: n.torn = 0; p.pc = kUnlock; break;
+        case kTear:
+          n.torn = 1;
+          p.pc = kMend;
+          break;
+        case kMend:
+          n.torn = 0;
+          p.pc = kUnlock;
+          break;
         case kUnlock:
           p.waiters_seen = n.waiters;
           if (bug == kUnlockThenLook) {
@@ -291,7 +314,8 @@ struct MutexModel {
             n.owner = 0;
           }
           n.waiters = 0;
-          if (p.waiters_seen) p.pc = kWakeOne; else finish();
+          if (p.waiters_seen) p.pc = kWakeOne;
+          else finish();
           break;
         case kWakeOne: {
           bool any = false;
@@ -336,8 +360,15 @@ struct MutexModel {
 /// of its own). Producers put one or two items; consumers get until none can come. A store is a step.
 struct QueueModel {
   enum Bug {
-    kNone, kTwoStores, kFreeBeforeMove, kForgetPutRing, kNoRepairPut, kPublishFirst, kRecordAfterTail,
-    kNoRepairGet, kOwnerAfterMove,
+    kNone,
+    kTwoStores,
+    kFreeBeforeMove,
+    kForgetPutRing,
+    kNoRepairPut,
+    kPublishFirst,
+    kRecordAfterTail,
+    kNoRepairGet,
+    kOwnerAfterMove,
   };
   Bug bug = kNone;
   bool joinable = false;
@@ -346,7 +377,8 @@ struct QueueModel {
   static constexpr int kRings = 4, kRoom = 1, kItems = 3, kP = 2, kC = 2;
   static constexpr u8 kFree = 0, kQueue = 100;
   struct Ring {
-    u8 owner, head, count, tail, next, content[kRoom];  ///< owner: kFree, kQueue, or 1 + process; count: the bug's 2nd word
+    u8 owner, head, count, tail, next,
+        content[kRoom];  ///< owner: kFree, kQueue, or 1 + process; count: the bug's 2nd word
   };
   struct Process {
     u8 pc, left, item, ring, old, dead, got;
@@ -359,8 +391,33 @@ struct QueueModel {
     Process p[kP + kC];
   };
   enum : u8 {
-    pLock, pRepair1, pRepair2, pWrite, pHead, pCount, pAlloc, pFill, pLink, pOwn, pAdopt, pUnlock, pDone,
-    cLock, cRepair, cLook, cPutRing, cOwner, cMove, cRelease, cRecord, cTail, cMark, cUnlock, cWork, cDone, cBack,
+    pLock,
+    pRepair1,
+    pRepair2,
+    pWrite,
+    pHead,
+    pCount,
+    pAlloc,
+    pFill,
+    pLink,
+    pOwn,
+    pAdopt,
+    pUnlock,
+    pDone,
+    cLock,
+    cRepair,
+    cLook,
+    cPutRing,
+    cOwner,
+    cMove,
+    cRelease,
+    cRecord,
+    cTail,
+    cMark,
+    cUnlock,
+    cWork,
+    cDone,
+    cBack,
   };
 
   State first() const {
@@ -377,7 +434,9 @@ struct QueueModel {
     }
     return true;
   }
-  bool readable(const State& s, const Ring& r) const { return (bug == kTwoStores ? r.count : r.head) > r.tail && (bug != kTwoStores || s.kills < 99); }
+  bool readable(const State& s, const Ring& r) const {
+    return (bug == kTwoStores ? r.count : r.head) > r.tail && (bug != kTwoStores || s.kills < 99);
+  }
 
   template <class Emit>
   void moves(const State& s, Emit&& emit) const {
@@ -419,7 +478,10 @@ struct QueueModel {
         }
         case pWrite: {
           Ring& r = n.r[n.put_ring];
-          if (r.owner == kFree) { emit_bad(n, emit); continue; }
+          if (r.owner == kFree) {
+            emit_bad(n, emit);
+            continue;
+          }
           if (r.head == kRoom) {
             p.pc = pAlloc;
           } else if (bug == kPublishFirst) {
@@ -431,7 +493,10 @@ struct QueueModel {
           }
           break;
         }
-        case pCount: ++n.r[n.put_ring].count; p.pc = pHead; break;
+        case pCount:
+          ++n.r[n.put_ring].count;
+          p.pc = pHead;
+          break;
         case pHead:
           if (bug == kPublishFirst) n.r[n.put_ring].content[n.r[n.put_ring].head - 1] = p.item;
           else ++n.r[n.put_ring].head;
@@ -451,9 +516,18 @@ struct QueueModel {
           n.r[p.ring].head = n.r[p.ring].count = 1;
           p.pc = pLink;
           break;
-        case pLink: n.r[n.put_ring].next = p.ring; p.pc = pOwn; break;
-        case pOwn: n.r[p.ring].owner = kQueue; p.pc = pAdopt; break;
-        case pAdopt: n.put_ring = p.ring; p.pc = pUnlock; break;
+        case pLink:
+          n.r[n.put_ring].next = p.ring;
+          p.pc = pOwn;
+          break;
+        case pOwn:
+          n.r[p.ring].owner = kQueue;
+          p.pc = pAdopt;
+          break;
+        case pAdopt:
+          n.put_ring = p.ring;
+          p.pc = pUnlock;
+          break;
         case pUnlock:
           n.put_lock = 0;
           ++p.item;
@@ -487,7 +561,10 @@ struct QueueModel {
             if (again) break;
           }
           Ring& r = n.r[n.get_ring];
-          if (r.owner == kFree) { emit_bad(n, emit); continue; }
+          if (r.owner == kFree) {
+            emit_bad(n, emit);
+            continue;
+          }
           if (readable(n, r)) {
             p.item = r.content[r.tail];
             p.pc = joinable && bug != kRecordAfterTail ? cRecord : cTail;
@@ -518,7 +595,10 @@ struct QueueModel {
           p.pc = bug == kFreeBeforeMove ? cMove : cLook;
           break;
         case cRecord:
-          if (p.item == 0) { emit_bad(n, emit); continue; }
+          if (p.item == 0) {
+            emit_bad(n, emit);
+            continue;
+          }
           n.linked[p.item - 1] = me;
           n.hand[p.item - 1] = me;
           p.pc = cTail;
@@ -529,12 +609,16 @@ struct QueueModel {
           if (bug == kRecordAfterTail && joinable) {
             p.pc = cMark;
           } else {
-            if (!joinable) p.pc = cMark; else p.pc = cUnlock;
+            if (!joinable) p.pc = cMark;
+            else p.pc = cUnlock;
           }
           if (joinable && bug != kRecordAfterTail) n.linked[p.item - 1] = kQueue;
           break;
         case cMark:
-          if (p.item == 0) { emit_bad(n, emit); continue; }
+          if (p.item == 0) {
+            emit_bad(n, emit);
+            continue;
+          }
           if (joinable) n.hand[p.item - 1] = me;
           p.pc = cUnlock;
           break;
@@ -544,8 +628,14 @@ struct QueueModel {
           else p.pc = producers_over(s) && nothing_left(n, me) ? cDone : cLock;
           break;
         case cWork:  // and task_done()
-          if (!joinable && n.done[p.got - 1]) { emit_bad(n, emit); continue; }
-          if (joinable && (n.done[p.got - 1] || n.hand[p.got - 1] != me)) { emit_bad(n, emit); continue; }
+          if (!joinable && n.done[p.got - 1]) {
+            emit_bad(n, emit);
+            continue;
+          }
+          if (joinable && (n.done[p.got - 1] || n.hand[p.got - 1] != me)) {
+            emit_bad(n, emit);
+            continue;
+          }
           n.done[p.got - 1] = 1;
           n.hand[p.got - 1] = 0;
           p.got = 0;
@@ -640,7 +730,8 @@ int main(int argc, char** argv) {
   const bool full = argc > 1 && std::strcmp(argv[1], "full") == 0;
   using S = SleepWake;
   check("sleep/wake, 2 producers, 2 consumers (1 busy for ever), no slices", S{S::kNone, false, 0, 2, 2}, true);
-  check("sleep/wake, 2 producers, 3 consumers (1 busy for ever), no slices", S{S::kNone, false, 0, 3, full ? 3 : 2}, true);
+  check("sleep/wake, 2 producers, 3 consumers (1 busy for ever), no slices", S{S::kNone, false, 0, 3, full ? 3 : 2},
+        true);
   check("sleep/wake, with slices, killed anywhere", S{S::kNone, true, full ? 2 : 1, 3, 2}, true);
   check("sleep/wake, bug: a kill and no slices", S{S::kNone, false, 1, 2, 2}, false);
   check("sleep/wake, bug: clear the flag, wake, restore it", S{S::kClearThenWake, false, 0, 3, 2}, false);

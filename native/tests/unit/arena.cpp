@@ -25,7 +25,8 @@ TEST("arena: a block is used again, after the free list was lost too") {
 
 TEST("arena: classes hold what they are asked for") {
   World w(u64{32} << 20);
-  for (u64 size : {1, 127, 128, 129, 4096, 4097, 65535, 65536, (64 << 10) + 192, 1 << 20, (1 << 20) + 4096, (1 << 20) + 4097}) {
+  for (u64 size :
+       {1, 127, 128, 129, 4096, 4097, 65535, 65536, (64 << 10) + 192, 1 << 20, (1 << 20) + 4096, (1 << 20) + 4097}) {
     const u32 i = w.arena.allocate(w.me, size, Kind::kRing, 0, soon());
     CHECK(i != 0 && Arena::class_bytes(w.arena.block(i).cls) >= size);
     CHECK(w.arena.block(i).cls == kMinClass || Arena::class_bytes(w.arena.block(i).cls - 1u) < size);

@@ -50,7 +50,8 @@ TEST("lock: lost by the dead, kept by who left in good order") {
       CHECK(LockOps(w.arena, w.me).acquire(w.lock(i), soon(), &d) == Acquired::kYes);
       if (goodbye) w.arena.leave(w.me, false);
     });
-    CHECK(LockOps(w.arena, w.me).acquire(w.lock(i), soon(goodbye ? 100 : 5'000), &dead) == (goodbye ? Acquired::kNo : Acquired::kOwnerDied));
+    CHECK(LockOps(w.arena, w.me).acquire(w.lock(i), soon(goodbye ? 100 : 5'000), &dead) ==
+          (goodbye ? Acquired::kNo : Acquired::kOwnerDied));
     w.collect();
     if (goodbye) CHECK(LockOps(w.arena, w.me).acquire(w.lock(i), soon(50), &dead) == Acquired::kNo);
     CHECK(LockOps(w.arena, w.me).release(w.lock(i)));
