@@ -138,7 +138,7 @@ class Reader:
                 return False
             # In slices: a signal may have been given to another thread, and a dead consumer's item comes back unrung.
             try:
-                connection.wait([self], left)
+                connection.wait([self], left)  # type: ignore[list-item]
             except OSError:
                 time.sleep(min(left, _SLICE_WITHOUT_BELL_S))  # all bells are taken
         return True
