@@ -136,7 +136,9 @@ def _processes(singletons: _Singletons) -> dict[object, str]:
     for pid, stat in everything.items():
         parent = everything.get(stat.parent)
         orphan = parent is None or parent.session != session
-        if stat.session == session and orphan and stat.state != "Z":
+        # Older than this process: what started it, and has lost its own parent since.
+        younger = me in everything and stat.started > everything[me].started
+        if stat.session == session and orphan and younger and stat.state != "Z":
             ours.add(pid)
     return {
         (pid, everything[pid].started): _show_process(everything[pid])
