@@ -23,6 +23,7 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _PROC = Path("/proc")
 _SHM = Path("/dev/shm")
@@ -52,9 +53,9 @@ class Footprint:
             files=_files(singletons),
         )
 
-    def beyond(self, before: Footprint) -> dict[object, str]:
+    def beyond(self, before: Footprint) -> dict[tuple[str, Any], str]:
         """What is here and was not there, a line each; a foreign process's shared memory is not counted."""
-        found: dict[object, str] = {}
+        found: dict[tuple[str, Any], str] = {}
         for kind, title in (
             ("processes", "process"),
             ("fds", "file descriptor"),
@@ -69,10 +70,6 @@ class Footprint:
                 new = {key: shown for key, shown in new.items() if not _held_by_strangers(_SHM / str(key), self)}
             found.update({(kind, key): f"{title}: {shown}" for key, shown in new.items()})
         return found
-
-    def pids_beyond(self, before: Footprint) -> list[int]:
-        """The processes to end, so that the next test starts clean."""
-        return [key[0] for key in self.processes if key not in before.processes and isinstance(key, tuple)]
 
 
 class _Singletons:

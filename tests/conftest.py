@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import hypothesis
+import psutil
 import pytest
 
 from tests._leaks import Footprint
@@ -102,9 +103,12 @@ def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         left = {key: line for key, line in after.beyond(before).items() if key in left}
     # Unless the run is being broken off: then its summary matters more.
     if left and request.session.exitstatus == pytest.ExitCode.OK:
-        for pid in after.pids_beyond(before):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        # So that the next test starts clean. Only descendants: that an orphan is ours is a guess, good enough for a message.
+        new = {key[0] for kind, key in left if kind == "processes"}
+        for child in psutil.Process().children(recursive=True):
+            if child.pid in new:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
         pytest.fail(f"{request.node.nodeid} left behind:\n  " + "\n  ".join(left.values()), pytrace=False)
 
 
