@@ -38,8 +38,18 @@ void after_fork_in_child() noexcept {
     if (v->child != 0 && v->arena.enter_reserved(v->child)) continue;
     v->me = v->arena.claim();
     if (v->me == 0) v->me = no_slot();
-    for (Handle* h = handles; h != nullptr; h = h->next) {
-      if (h->view == v) v->arena.hold(v->me, *h->object, v->me, 1, patient());
+    for (Handle *h = handles, *next = nullptr; h != nullptr; h = next) {
+      next = h->next;
+      if (h->view != v) continue;
+      if (v->child == 0) {  // no slot before the fork: the parent has pinned it
+        v->arena.hold(v->me, *h->object, v->me, 1, patient());
+        continue;
+      }
+      // Stopped between fork and here for so long that the reservation was given up, and with it what this process was to
+      // hold: the memory may be somebody else's by now.
+      (h->prev != nullptr ? h->prev->next : handles) = h->next;
+      if (h->next != nullptr) h->next->prev = h->prev;
+      h->object = nullptr;
     }
   }
   pthread_mutex_init(&handles_mutex, nullptr);
@@ -219,7 +229,9 @@ bool make_object(Handle* h, u64 size, Kind kind) noexcept {
 
 bool check_handle(const Handle* h) noexcept {
   if (h->object != nullptr) return true;
-  PyErr_Format(PyExc_RuntimeError, "%s.__init__() has not been called", Py_TYPE(h)->tp_name);
+  const char* text = h->view == nullptr ? "%s.__init__() has not been called"
+                                        : "this %s was lost: the process was stopped for seconds while it was being forked";
+  PyErr_Format(PyExc_RuntimeError, text, Py_TYPE(h)->tp_name);
   return false;
 }
 

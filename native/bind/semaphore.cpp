@@ -58,11 +58,22 @@ PyObject* exit(PyObject* self, PyObject*) noexcept {
   Py_RETURN_NONE;
 }
 
+/// False with an exception set.
+bool read_value(PyObject* self, int* value) noexcept {
+  if (!check_handle(handle(self))) return false;
+  PyWaiter waiter(kForever);
+  *value = ops(self).value(state(self), waiter);
+  waiter.resume();
+  return PyErr_Occurred() == nullptr;
+}
+
 PyObject* get_value(PyObject* self, PyObject*) noexcept {
-  return check_handle(handle(self)) ? PyLong_FromLong(state(self).value.load(std::memory_order_acquire)) : nullptr;
+  int value = 0;
+  return read_value(self, &value) ? PyLong_FromLong(value) : nullptr;
 }
 PyObject* is_zero(PyObject* self, PyObject*) noexcept {
-  return check_handle(handle(self)) ? PyBool_FromLong(state(self).value.load(std::memory_order_acquire) == 0) : nullptr;
+  int value = 0;
+  return read_value(self, &value) ? PyBool_FromLong(value == 0) : nullptr;
 }
 PyObject* semlock(PyObject* self, void*) noexcept { return Py_NewRef(self); }
 
@@ -70,7 +81,8 @@ PyObject* repr(PyObject* self) noexcept {
   const char* dot = std::strrchr(Py_TYPE(self)->tp_name, '.');
   const char* type = dot == nullptr ? Py_TYPE(self)->tp_name : dot + 1;
   if (handle(self)->object == nullptr) return PyUnicode_FromFormat("<%s(uninitialised)>", type);
-  const int value = state(self).value.load(std::memory_order_acquire);
+  int value = 0;
+  if (!read_value(self, &value)) return nullptr;
   return bounded(self) ? PyUnicode_FromFormat("<%s(value=%d, maxvalue=%d)>", type, value, state(self).bound)
                        : PyUnicode_FromFormat("<%s(value=%d)>", type, value);
 }

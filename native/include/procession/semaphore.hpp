@@ -80,6 +80,12 @@ class SemaphoreOps {
     return Released::kYes;
   }
 
+  /// Free permits; a holder of the guard that died has its half-done count mended first.
+  i32 value(SemaphoreState& s, const Waiter& waiter) const noexcept {
+    if (s.guard.holder() != 0 && lock(s, waiter)) s.guard.unlock();
+    return s.value.load(std::memory_order_acquire);
+  }
+
   /// Permits of processes that died come back. True when there were some.
   bool reclaim(SemaphoreState& s, const Waiter& waiter, bool* busy = nullptr) const noexcept {
     // One that died in release() may have left a permit that `value` does not count yet: lock() counts anew.
