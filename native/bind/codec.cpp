@@ -306,7 +306,8 @@ PyObject* reducer_of(PyObject*, PyObject* type) noexcept {
   }
   // A miss would be a KeyError made and dropped for every instance, some 150 ns; what the pickler does after it is to call
   // __reduce_ex__, except for classes.
-  if (PyType_Check(type) && !PyType_IsSubtype(reinterpret_cast<PyTypeObject*>(type), &PyType_Type)) return Py_NewRef(names.reduce);
+  if (PyType_Check(type) && !PyType_IsSubtype(reinterpret_cast<PyTypeObject*>(type), &PyType_Type))
+    return Py_NewRef(names.reduce);
   PyErr_SetObject(PyExc_KeyError, type);
   return nullptr;
 }

@@ -229,8 +229,9 @@ bool make_object(Handle* h, u64 size, Kind kind) noexcept {
 
 bool check_handle(const Handle* h) noexcept {
   if (h->object != nullptr) return true;
-  const char* text = h->view == nullptr ? "%s.__init__() has not been called"
-                                        : "this %s was lost: the process was stopped for seconds while it was being forked";
+  const char* text = h->view == nullptr
+                         ? "%s.__init__() has not been called"
+                         : "this %s was lost: the process was stopped for seconds while it was being forked";
   PyErr_Format(PyExc_RuntimeError, text, Py_TYPE(h)->tp_name);
   return false;
 }
