@@ -162,7 +162,7 @@ def test_exception_is_raised_with_the_childs_traceback_as_its_cause(ctx, start_m
 
 @pytest.mark.parametrize("target", [fail_with_two_arguments, fail_with_unprintable])
 def test_exception_that_cannot_travel_comes_back_as_remote_error(ctx, target, capfd) -> None:
-    """DESIGN: a task is always answered. The standard library's Pool hangs on the first of these."""
+    """A task is always answered. The standard library's Pool hangs on the first of these."""
     p = ctx.Process(target=target)
     p.start()
     error = p.exception(timeout=WAIT_S)
