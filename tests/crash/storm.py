@@ -49,7 +49,9 @@ _SHARED_WORDS = 32
 # Words that workers share: the two halves that a lock protects, and so on.
 STOP, LOCK_A, LOCK_B, RLOCK_A, RLOCK_B, TICKETS, TORN = range(7)
 
-_RECORD = struct.Struct("<IIIB")  # producer, number, consumer, anything wrong with the bytes
+# producer, number, consumer, anything wrong with the bytes. 16 bytes: a kill can cut a write short where a page of the file
+# ends, and must not cut a record there.
+_RECORD = struct.Struct("<IIIB3x")
 _BATCH = 8
 _MANY = 1 << 20
 
