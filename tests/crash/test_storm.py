@@ -44,7 +44,6 @@ def test_thousands_of_kills_leave_nothing_lost_doubled_damaged_leaked_or_stuck()
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_standard_library_does_not_survive_the_same_storm():
-    """Else the storm would prove nothing: it has to be able to see a wedge."""
+    """Else the storm would prove nothing. Mostly it is wedged within 20 kills; else a survivor does not stop at the end."""
     code, output = run("--module", "multiprocessing", "--kills", "3000", timeout=250)
-    assert code == 1
-    assert "wedged" in output
+    assert 1 == code, output
