@@ -182,11 +182,13 @@ class Arena {
 
   /// In the child, right after fork: only async-signal-safe calls. False: it came too late (it was stopped for long), and
   /// the reservation has been given up.
+  ///
+  /// The pid is what decides between the child and those who give the reservation up: each swaps the parent's for its own.
   bool enter_reserved(Tag tag) noexcept {
     Slot& s = slots()[slot_index(tag)];
-    u32 w = Slot::make(slot_gen(tag), SlotState::kReserved);
-    // First out of reach of those who look for reservations without a child, then with all it needs, live.
-    if (!s.word.compare_exchange_strong(w, Slot::make(slot_gen(tag), SlotState::kFree))) return false;
+    i32 reserved = s.pid.load(std::memory_order_acquire);
+    if (s.word.load(std::memory_order_acquire) != Slot::make(slot_gen(tag), SlotState::kReserved)) return false;
+    if (reserved >= 0 || !s.pid.compare_exchange_strong(reserved, getpid())) return false;
     enter(slot_index(tag), getpid());
     return true;
   }
