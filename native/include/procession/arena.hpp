@@ -175,6 +175,7 @@ class Arena {
     Slot& s = slots()[i];
     s.parent.store(me, std::memory_order_relaxed);
     s.start_ticks.store(static_cast<u64>(now_ns()), std::memory_order_relaxed);
+    s.pidns = pid_namespace();
     const u32 gen = Slot::gen_of(s.word.load(std::memory_order_relaxed));
     s.word.store(Slot::make(gen, SlotState::kReserved), std::memory_order_release);
     return make_tag(gen, i);

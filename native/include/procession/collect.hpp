@@ -65,13 +65,13 @@ inline u32 Arena::find_departed(Tag* left, u32 most) noexcept {
     if (Slot::state_of(w) == SlotState::kReserved) {
       const u64 age = static_cast<u64>(now_ns()) - s.start_ticks.load(std::memory_order_relaxed);
       // A child that has swapped in its pid and died before it was live; one that never came; one given up before.
-      const bool gone_child = pid > 0   ? process_is_gone(pid, 0, 0)
+      const bool gone_child = pid > 0   ? s.pidns == pid_namespace() && process_is_gone(pid, 0, 0)
                               : pid < 0 ? age > kReservation && s.pid.compare_exchange_strong(pid, 0)
                                         : true;
       if (gone_child && s.word.compare_exchange_strong(w, Slot::make(slot_gen(tag), SlotState::kDead))) left[n++] = tag;
     } else if (Slot::state_of(w) == SlotState::kFree) {
       // Died between taking the slot and going live (or reserving it): nothing is in its name.
-      if ((pid > 0 && slot_process_gone(s)) || (pid < 0 && process_is_gone(-pid, 0, 0)))
+      if ((pid > 0 && slot_process_gone(s)) || (pid < 0 && s.pidns == pid_namespace() && process_is_gone(-pid, 0, 0)))
         s.pid.compare_exchange_strong(pid, 0);
     } else if (pid <= 0 || (gone(tag, true) && slot_process_gone(s))) {
       left[n++] = tag;
