@@ -13,6 +13,7 @@ What may stay, and why:
 
 from __future__ import annotations
 
+import functools
 import multiprocessing.forkserver
 import multiprocessing.process
 import multiprocessing.resource_sharer
@@ -21,6 +22,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +123,11 @@ def _all_processes() -> dict[int, _Stat]:
 
 
 def _processes(singletons: _Singletons) -> dict[object, str]:
-    """Descendants of this process, and orphans of its session (their parent was one of ours and is dead)."""
+    """Descendants of this process, and orphans of its session (their parent was one of ours and is dead).
+
+    An orphan is known by its parent, which is then the reaper; its session alone does not tell, as the reaper of a
+    container, its pid 1, may be of the same one.
+    """
     everything = _all_processes()
     me, session = os.getpid(), os.getsid(0)
     ours = {me}
@@ -131,17 +137,33 @@ def _processes(singletons: _Singletons) -> dict[object, str]:
         grew = bool(more)
         ours |= more
     for pid, stat in everything.items():
-        parent = everything.get(stat.parent)
-        orphan = parent is None or parent.session != session
         # Older than this process: what started it, and has lost its own parent since.
         younger = me in everything and stat.started > everything[me].started
-        if stat.session == session and orphan and younger and stat.state != "Z":
+        if stat.session == session and stat.parent == _reaper() and younger and stat.state != "Z":
             ours.add(pid)
     return {
         (pid, everything[pid].started): _show_process(everything[pid])
         for pid in sorted(ours - {me} - singletons.pids)
         if pid in everything
     }
+
+
+@functools.cache
+def _reaper() -> int:
+    """The pid that orphans of this process get as their parent: pid 1, or an ancestor that asked for it."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        child = os.getpid()
+        if os.fork() == 0:
+            while os.getppid() == child:
+                time.sleep(0.001)
+            os.write(writer, str(os.getppid()).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with open(reader, "rb") as answer:
+        return int(answer.read())
 
 
 def _show_process(stat: _Stat) -> str:
