@@ -8,7 +8,7 @@
 namespace procession {
 
 constexpr u64 kMagic = 0x6e6f697373656372;  // "rcession"
-constexpr u32 kLayout = 1;                  ///< raised with every change of what lies in the arena
+constexpr u32 kLayout = 2;                  ///< raised with every change of what lies in the arena
 constexpr u32 kClasses = 40;                ///< blocks are 2^class bytes, 2^7 and up
 constexpr u32 kMinClass = 7;
 constexpr u64 kPage = 4096;
@@ -54,7 +54,9 @@ struct Header {
   u64 size;   ///< bytes mapped
   u64 limit;  ///< bytes that blocks may take: the memory limit when the arena was made
   u64 slots_off, blocks_off, data_off;
-  u32 max_blocks, unused;
+  u32 max_blocks;
+  Atomic<u32> namespaces;  ///< set before a process of another pid namespace than the first one's takes a slot
+  u64 pidns;               ///< the first process's
   alignas(128) Mutex alloc;
   Atomic<u32> nblocks;  ///< blocks ever carved, block 0 included; the commit of carving
   u64 bump;             ///< cache: end of the last block carved
@@ -122,6 +124,7 @@ class Arena {
     h.limit = std::min(limit, size - h.data_off);
     h.bump = h.data_off;
     h.nblocks.store(1, std::memory_order_relaxed);
+    h.pidns = pid_namespace();
     h.magic = kMagic;
     return Failure::kNone;
   }
@@ -161,6 +164,7 @@ class Arena {
   /// Take a slot for the calling process; 0 when all are taken.
   Tag claim() noexcept {
     const pid_t pid = getpid();
+    tell_namespace(pid_namespace());
     const u32 i = take_slot(pid);
     if (i == 0) return 0;
     Slot& s = slots()[i];
@@ -175,7 +179,7 @@ class Arena {
     Slot& s = slots()[i];
     s.parent.store(me, std::memory_order_relaxed);
     s.start_ticks.store(static_cast<u64>(now_ns()), std::memory_order_relaxed);
-    s.pidns = pid_namespace();
+    s.pidns = pid_namespace_of_children();
     const u32 gen = Slot::gen_of(s.word.load(std::memory_order_relaxed));
     s.word.store(Slot::make(gen, SlotState::kReserved), std::memory_order_release);
     return make_tag(gen, i);
@@ -187,9 +191,9 @@ class Arena {
   /// The pid is what decides between the child and those who give the reservation up: each swaps the parent's for its own.
   bool enter_reserved(Tag tag) noexcept {
     Slot& s = slots()[slot_index(tag)];
-    i32 reserved = s.pid.load(std::memory_order_acquire);
-    if (s.word.load(std::memory_order_acquire) != Slot::make(slot_gen(tag), SlotState::kReserved)) return false;
-    if (reserved >= 0 || !s.pid.compare_exchange_strong(reserved, getpid())) return false;
+    const Slot::Tenant t = s.tenant();
+    if (t.word != Slot::make(slot_gen(tag), SlotState::kReserved) || t.pid >= 0) return false;
+    if (!s.replace_tenant(t, {t.word, getpid()})) return false;
     enter(slot_index(tag), getpid());
     return true;
   }
@@ -393,17 +397,18 @@ class Arena {
     return true;
   }
 
+  /// A pid in a slot that nobody is in yet has nothing beside it that says whose namespace it is of.
+  void tell_namespace(u64 mine) noexcept {
+    if (mine != header().pidns) header().namespaces.store(1);
+  }
+  bool pids_mean_the_same() const noexcept { return header().pidns != 0 && header().namespaces.load() == 0; }
+
   u32 take_slot(i32 pid) noexcept {
     Header& h = header();
     for (u32 i = 1; i < h.slots; ++i) {
       Slot& s = slots()[i];
-      i32 none = 0;
-      if (s.state() != SlotState::kFree || !s.pid.compare_exchange_strong(none, pid)) continue;
-      if (s.state() != SlotState::kFree) {
-        i32 mine = pid;
-        s.pid.compare_exchange_strong(mine, 0);  // it went through a whole life between the two looks
-        continue;
-      }
+      const Slot::Tenant t = s.tenant();
+      if (Slot::state_of(t.word) != SlotState::kFree || t.pid != 0 || !s.replace_tenant(t, {t.word, pid})) continue;
       u32 end = h.slot_end.load(std::memory_order_relaxed);
       while (end < i + 1 && !h.slot_end.compare_exchange_weak(end, i + 1)) {}
       return i;
@@ -417,6 +422,7 @@ class Arena {
     s.start_ticks.store(me.found ? me.start_ticks : 0, std::memory_order_relaxed);
     s.start_stack.store(me.found ? me.start_stack : 0, std::memory_order_relaxed);
     s.pidns = pid_namespace();
+    tell_namespace(s.pidns);
     s.exit_code.store(0, std::memory_order_relaxed);
     s.exit_known.store(0, std::memory_order_relaxed);
     s.failed.store(0, std::memory_order_relaxed);

@@ -47,8 +47,7 @@ inline void Arena::release_slot(u32 i) noexcept {
   // The next tenant is judged by its own start: a claimer that has not written it yet must not look like a reused pid.
   s.start_ticks.store(0, std::memory_order_relaxed);
   s.start_stack.store(0, std::memory_order_relaxed);
-  s.word.store(Slot::make(gen + 1, SlotState::kFree), std::memory_order_release);
-  s.pid.store(0, std::memory_order_release);  // last: it is what claims a slot
+  s.set_tenant({Slot::make(gen + 1, SlotState::kFree), 0});
 }
 
 /// Who has left: found dead, said goodbye and ended, or never came to the slot a fork reserved for it.
@@ -59,22 +58,26 @@ inline u32 Arena::find_departed(Tag* left, u32 most) noexcept {
   u32 n = 0;
   for (u32 i = 1; i < h.slot_end.load(std::memory_order_relaxed) && n < most; ++i) {
     Slot& s = slots()[i];
-    i32 pid = s.pid.load(std::memory_order_acquire);
-    u32 w = s.word.load(std::memory_order_acquire);
-    const Tag tag = make_tag(Slot::gen_of(w), i);
-    if (Slot::state_of(w) == SlotState::kReserved) {
-      const u64 age = static_cast<u64>(now_ns()) - s.start_ticks.load(std::memory_order_relaxed);
-      // A child that has swapped in its pid and died before it was live; one that never came; one given up before.
-      const bool gone_child = pid > 0   ? s.pidns == pid_namespace() && process_is_gone(pid, 0, 0)
-                              : pid < 0 ? age > kReservation && s.pid.compare_exchange_strong(pid, 0)
-                                        : true;
-      if (gone_child && s.word.compare_exchange_strong(w, Slot::make(slot_gen(tag), SlotState::kDead))) left[n++] = tag;
-    } else if (Slot::state_of(w) == SlotState::kFree) {
-      // Died between taking the slot and going live (or reserving it): nothing is in its name.
-      if ((pid > 0 && slot_process_gone(s)) || (pid < 0 && s.pidns == pid_namespace() && process_is_gone(-pid, 0, 0)))
-        s.pid.compare_exchange_strong(pid, 0);
-    } else if (pid <= 0 || (gone(tag, true) && slot_process_gone(s))) {
-      left[n++] = tag;
+    const Slot::Tenant t = s.tenant();
+    const Tag tag = make_tag(Slot::gen_of(t.word), i);
+    const u32 dead = Slot::make(slot_gen(tag), SlotState::kDead);
+    switch (Slot::state_of(t.word)) {
+      case SlotState::kReserved:
+        if (t.pid < 0) {  // the child has not come yet
+          const u64 age = static_cast<u64>(now_ns()) - s.start_ticks.load(std::memory_order_relaxed);
+          if (age > kReservation && s.replace_tenant(t, {dead, 0})) left[n++] = tag;
+        } else if (s.pidns == pid_namespace() && process_is_gone(t.pid, 0, 0) && s.replace_tenant(t, {dead, t.pid})) {
+          left[n++] = tag;  // it has swapped in its pid, and died before it was live
+        }
+        break;
+      case SlotState::kFree:
+        // Died between taking the slot and going live (or reserving it): nothing is in its name.
+        if (t.pid != 0 && pids_mean_the_same() && process_is_gone(std::abs(t.pid), 0, 0))
+          s.replace_tenant(t, {t.word, 0});
+        break;
+      default:
+        // Without a pid: a reservation that was given up.
+        if (t.pid == 0 || (gone(tag, true) && slot_process_gone(s))) left[n++] = tag;
     }
   }
   return n;

@@ -134,6 +134,13 @@ inline u64 pid_namespace() noexcept {
   return stat("/proc/self/ns/pid", &st) == 0 ? static_cast<u64>(st.st_ino) : 0;
 }
 
+/// The one that children will be in: another after unshare(CLONE_NEWPID). Nobody's where it cannot be known (it has no
+/// process yet, or Linux is older than 4.12).
+inline u64 pid_namespace_of_children() noexcept {
+  struct stat st;
+  return stat("/proc/self/ns/pid_for_children", &st) == 0 ? static_cast<u64>(st.st_ino) : UINT64_MAX;
+}
+
 #ifdef PROCESSION_CRASH_POINTS
 /// Test builds: a named place at which a test can kill or stop the process (native/tests, tests/crash).
 void crash_point(const char* name) noexcept;

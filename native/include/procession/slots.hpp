@@ -1,6 +1,9 @@
 // The process table: who belongs to the family, and who has left it how.
 #pragma once
 
+#include <bit>
+#include <cstddef>
+
 #include "platform.hpp"
 
 namespace procession {
@@ -27,7 +30,8 @@ constexpr Tag make_tag(u32 gen, u32 index) noexcept { return (gen & 0x7fff) << 1
 ///     |                \------- found gone ------> kDead ----+--collect()--> kFree, gen + 1
 ///     \--fork--> kReserved --child--> kLive
 ///
-/// `pid` is claimed first (0 -> pid, by CAS): a process that dies between that and kLive is found by its pid.
+/// `pid` is claimed first (0 -> pid): a process that dies between that and kLive is found by its pid. A child swaps the pid
+/// of the parent that reserved for its own, a collector that gives the reservation up for 0: so it is one of them.
 enum class SlotState : u32 { kFree = 0, kReserved = 1, kLive = 2, kExited = 3, kDead = 4 };
 
 struct alignas(256) Slot {
@@ -47,8 +51,25 @@ struct alignas(256) Slot {
   static constexpr u32 gen_of(u32 w) noexcept { return w >> 16; }
 
   SlotState state() const noexcept { return state_of(word.load(std::memory_order_acquire)); }
+
+  /// Word and pid belong together: between a load of the one and of the other the slot may have got another tenant, and
+  /// a pid without a generation may be the same again. So they are read and swapped as one.
+  struct Tenant {
+    u32 word;
+    i32 pid;
+  };
+  Tenant tenant() const noexcept { return std::bit_cast<Tenant>(both().load(std::memory_order_acquire)); }
+  void set_tenant(Tenant next) noexcept { both().store(std::bit_cast<u64>(next), std::memory_order_release); }
+  bool replace_tenant(Tenant seen, Tenant next) noexcept {
+    u64 expected = std::bit_cast<u64>(seen);
+    return both().compare_exchange_strong(expected, std::bit_cast<u64>(next));
+  }
+
+ private:
+  Atomic<u64>& both() noexcept { return *reinterpret_cast<Atomic<u64>*>(this); }
+  const Atomic<u64>& both() const noexcept { return *reinterpret_cast<const Atomic<u64>*>(this); }
 };
-static_assert(sizeof(Slot) == 256);
+static_assert(sizeof(Slot) == 256 && offsetof(Slot, word) == 0 && offsetof(Slot, pid) == 4);
 
 /// Is the process behind a slot gone? `word` is the slot's word as read by the caller.
 inline bool slot_process_gone(const Slot& s) noexcept {

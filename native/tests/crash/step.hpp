@@ -22,6 +22,7 @@ using namespace family;
 /// What victim and tester share beside the arena.
 struct Control {
   Atomic<u32> begun, ended;
+  Atomic<u32> result;  ///< a scenario's business
 };
 
 struct Scene {
@@ -31,7 +32,8 @@ struct Scene {
   std::vector<RosterEntry*> waiting;
   Tag tag = 0;  ///< a scenario's business
   u32 number = 0;
-  std::string text[5];  ///< messages, made before the first step
+  std::vector<pid_t> others;  ///< processes that meanwhile() started, to be ended with the victim
+  std::string text[5];        ///< messages, made before the first step
   Outgoing out[5];
   u32 messages = 0;
   bool reached_end = false;  ///< for the survivor: the operation was over when the victim was killed
@@ -73,6 +75,10 @@ struct Scenario {
   std::function<void(Scene&)> check;    ///< in the survivor
   bool begins_itself = false;           ///< act() calls begin(), in the middle of something
   u64 size = u64{8} << 20;
+  /// Not a kill: the victim stands still after instruction k while this happens in the parent, and then goes on to its end.
+  /// Two loads that are not one show here, where a kill between them shows nothing. check() finds everybody alive.
+  std::function<void(Scene&)> meanwhile = nullptr;
+  u32 stops = UINT32_MAX;  ///< of a long operation, in quick mode, no more
 };
 
 struct Totals {
@@ -116,7 +122,7 @@ class Stepper {
     std::vector<u32> changes;
     const int before = check::failures() = 0;
     length_ = once(UINT32_MAX, &changes);
-    // First the states there are, then what the time allows of all the rest, from coarse to fine.
+    // First the states there are, then what the time allows of all the rest: kills from coarse to fine, stops in order.
     std::vector<u32> kills = {0};
     for (size_t first = 0; first < 4; ++first) {
       for (size_t i = first; i < changes.size(); i += 4) kills.push_back(changes[i]);
@@ -125,14 +131,14 @@ class Stepper {
     for (const u32 k : kills) planned[k] = true;
     const size_t states = kills.size();
     u32 top = 1;
-    while (top <= length_) top *= 2;
+    while (top <= length_ && s_.meanwhile == nullptr) top *= 2;
     for (u32 stride = top; stride != 0; stride /= 2) {
-      for (u32 k = 0; k <= length_ + 1; k += stride) {
+      for (u32 k = 0; k <= length_ + 1 && (full_ || k < s_.stops); k += stride) {
         if (!planned[k]) kills.push_back(k);
         planned[k] = true;
       }
     }
-    const i64 limit = start + i64{full_ ? 600'000 : 600} * kMillisecond;
+    const i64 limit = start + i64{full_ ? 600'000 : s_.meanwhile != nullptr ? 8'000 : 600} * kMillisecond;
     int bad = 0;
     size_t done = 0;
     const i64 longest =
@@ -144,8 +150,9 @@ class Stepper {
     }
     const bool ok = check::failures() == before;
     (ok ? totals_.passed : totals_.failed) += 1;
-    std::printf("%s kill: %-52s %5u instructions, %4zu states, %4zu kills, %.1f s\n", ok ? "ok  " : "FAIL", s_.name,
-                length_, states, done, static_cast<double>(now_ns() - start) / 1e9);
+    std::printf("%s kill: %-52s %5u instructions, %4zu states, %4zu %s, %.1f s\n", ok ? "ok  " : "FAIL", s_.name,
+                length_, states, done, s_.meanwhile != nullptr ? "stops" : "kills",
+                static_cast<double>(now_ns() - start) / 1e9);
     std::fflush(stdout);
     return ok;
   }
@@ -155,6 +162,7 @@ class Stepper {
   u32 once(u32 k, std::vector<u32>* changes) {
     control_->begun.store(0);
     control_->ended.store(0);
+    control_->result.store(0);
     World w(s_.size);
     Scene scene(w, *control_);
     s_.setup(scene);
@@ -191,13 +199,28 @@ class Stepper {
       }
     }
     scene.reached_end = control_->ended.load() != 0;
-    kill(victim, SIGKILL);
-    waitpid(victim, &status, 0);
+    check::context() = std::string(s_.name) +
+                       (s_.meanwhile != nullptr ? ", stopped after instruction " : ", killed after instruction ") +
+                       std::to_string(n);
+    const auto end = [&] {
+      kill(victim, SIGKILL);
+      waitpid(victim, &status, 0);
+      for (const pid_t other : scene.others) kill(other, SIGKILL);
+      for (const pid_t other : scene.others) reap(other);
+    };
+    if (s_.meanwhile == nullptr) {
+      end();
+    } else {
+      s_.meanwhile(scene);
+      ptrace(PTRACE_DETACH, victim, nullptr, nullptr);
+      const i64 patience = now_ns() + 20'000 * kMillisecond;
+      while (control_->ended.load() == 0 && now_ns() < patience) sched_yield();
+      CHECK(control_->ended.load() != 0);
+    }
     totals_.kills += 1;
     totals_.steps += n;
 
     const int before = check::failures();
-    check::context() = std::string(s_.name) + ", killed after instruction " + std::to_string(n);
     const pid_t survivor = fork();
     if (survivor == 0) {
       alarm(20);
@@ -212,6 +235,7 @@ class Stepper {
     } else if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
       check::report(false, "the survivor found damage", __FILE__, __LINE__);
     }
+    if (s_.meanwhile != nullptr) end();
     check::context().clear();
     return n;
   }

@@ -1,4 +1,7 @@
 // Slots: who lives, who died, who said goodbye.
+#include <sched.h>
+#include <sys/prctl.h>
+
 #include <thread>
 
 #include "../family.hpp"
@@ -141,5 +144,61 @@ TEST("slots: a fork's reservation") {
   });
   CHECK(w.arena.fate(t, true) == Owner::kDied);
   CHECK_EQ(w.collect(), 1);
+}
+
+TEST("slots: a pid of another namespace tells nothing, on the way into a slot either") {
+  World w;
+  constexpr i32 kNobody = INT32_MAX;  // no process here
+  const auto pid_of = [&](u32 i) { return w.arena.slots()[i].pid.load(); };
+  const auto on_its_way = [&] {
+    const u32 i = w.arena.header().slot_end.load() - 1;
+    Slot& s = w.arena.slots()[i];
+    s.replace_tenant({s.word.load(), 0}, {s.word.load(), kNobody});
+    return i;
+  };
+  // All in one namespace: who died on its way into a slot leaves it.
+  Tag t = 0;
+  reap(member(w, &t, [] {}));
+  CHECK_EQ(w.collect(), 1);
+  const u32 i = on_its_way();
+  w.collect();
+  CHECK_EQ(pid_of(i), 0);
+
+  int ends[2];
+  CHECK_EQ(pipe(ends), 0);
+  Tag children[2] = {};
+  const pid_t helper = spawn([&] {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (unshare(CLONE_NEWPID) == 0) {
+      const Tag mine = w.arena.claim();
+      children[0] = w.arena.reserve_child(mine);
+      const pid_t child = fork();
+      if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        CHECK(w.arena.enter_reserved(children[0]));
+        CHECK_EQ(getpid(), 1);
+        sleep_for_ever();
+      }
+      children[1] = w.arena.reserve_child(mine);
+      Slot& s = w.arena.slots()[slot_index(children[1])];
+      CHECK(s.replace_tenant(s.tenant(), {s.word.load(), kNobody}));  // as its child would, with its own
+      while (w.arena.slots()[slot_index(children[0])].state() != SlotState::kLive) usleep(100);
+    }
+    [[maybe_unused]] const ssize_t n = write(ends[1], children, sizeof children);
+    sleep_for_ever();
+  });
+  CHECK_EQ(read(ends[0], children, sizeof children), static_cast<ssize_t>(sizeof children));
+  if (children[0] != 0) {  // else it is not allowed here
+    const u32 half = w.arena.header().slot_end.load();
+    Slot& s = w.arena.slots()[half];
+    w.arena.header().slot_end.store(half + 1);
+    CHECK(s.replace_tenant({s.word.load(), 0}, {s.word.load(), kNobody}));
+    w.collect();
+    CHECK_EQ(pid_of(half), kNobody);
+    CHECK(w.arena.fate(children[0], true) == Owner::kAlive);
+    CHECK(w.arena.slots()[slot_index(children[1])].state() == SlotState::kReserved);
+  }
+  kill(helper, SIGKILL);
+  reap(helper);
 }
 }  // namespace
