@@ -130,6 +130,7 @@ bool add_semaphore_types(PyObject* module) noexcept;
 bool add_event_type(PyObject* module) noexcept;
 bool add_condition_type(PyObject* module) noexcept;
 bool add_barrier_type(PyObject* module) noexcept;
+bool add_cells_type(PyObject* module) noexcept;
 bool add_queue_types(PyObject* module) noexcept;
 bool add_locked_attribute_type(PyObject* module) noexcept;
 bool add_type(PyObject* module, PyType_Spec* spec, PyTypeObject** type, PyTypeObject* base = nullptr) noexcept;

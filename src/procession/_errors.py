@@ -124,7 +124,7 @@ class RemoteTraceback(Exception):  # noqa: N818 - as in multiprocessing.pool and
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.text = text
+        self.text = self.tb = text
 
     def __str__(self) -> str:
         return f'\n"""\n{self.text}"""'

@@ -152,11 +152,12 @@ class Factories(BaseContext):
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
+        **options: Any,
     ) -> pool.Pool:
-        """Return a pool of worker processes; as many as `cpu_count()` says if `processes` is None."""
+        """Return a pool of worker processes, as many as `cpu_count()` says if `processes` is None; see `procession.pool.Pool`."""
         from procession.pool import Pool
 
-        return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context())
+        return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context(), **options)
 
     def cpu_count(self, logical: bool = True) -> int:
         """Return the number of CPUs this process can really use: affinity, cgroup quota, PYTHON_CPU_COUNT.

@@ -22,6 +22,7 @@ enum class Kind : u8 {
   kEvent,
   kCondition,
   kBarrier,
+  kCells,
   kQueue,
   kJoinableQueue,  // objects
   kRing,

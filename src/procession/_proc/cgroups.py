@@ -150,3 +150,14 @@ def _below(group: str, top: str) -> list[str] | None:
         return None
     names = [name for name in group[len(top) :].split("/") if name]
     return None if ".." in names else names
+
+
+def oom_kills(root: str = "/") -> int:
+    """Return how often the out-of-memory killer has struck in this process's memory cgroup; 0 where nobody counts."""
+    for version, directory in _directories(root, "memory"):
+        text = read_text(f"{directory}/{'memory.events' if version == 2 else 'memory.oom_control'}")
+        for line in text.splitlines():
+            name, _, number = line.partition(" ")
+            if name == "oom_kill" and number.strip().isdigit():
+                return int(number)
+    return 0

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-__all__ = ["Mailbox", "Outcome"]
+__all__ = ["Mailbox", "Outcome", "pack_error", "unpack_error"]
 
 # While result() waits it looks at the process this often: at first soon, since most targets that die die early,
 # then at a rate that costs nothing (20 looks of 2 us a second).
@@ -93,7 +93,7 @@ class Mailbox:
             self._deliver(("exit", _exit_status(error)))
             raise
         except BaseException as error:
-            self._deliver(_pack_error(error, skip_frames=1))
+            self._deliver(pack_error(error, skip_frames=1))
             raise
         self._deliver(_pack_value(value))
         return value
@@ -170,11 +170,16 @@ def _pack_value(value: object) -> tuple[Any, ...]:
 
 
 def _pack_failure(text: str, error: Exception) -> tuple[Any, ...]:
-    return ("error", None, _type_name(error), f"{text}: {error}", _format(error))
+    return ("error", None, type_name(error), f"{text}: {error}", _format(error))
 
 
-def _pack_error(error: BaseException, skip_frames: int) -> tuple[Any, ...]:
-    """Pack an exception; tried here to come back to life, since what fails in the parent has no second chance."""
+def pack_error(error: BaseException, skip_frames: int) -> tuple[Any, ...]:
+    """Pack an exception; tried here to come back to life, since what fails in the parent has no second chance.
+
+    Args:
+        error: The exception.
+        skip_frames: Number of frames at the top of its traceback that are not the user's.
+    """
     trace = error.__traceback__
     for _ in range(skip_frames):
         trace = trace.tb_next if trace is not None and trace.tb_next is not None else trace
@@ -188,8 +193,8 @@ def _pack_error(error: BaseException, skip_frames: int) -> tuple[Any, ...]:
     try:
         text = str(error)
     except Exception as broken:
-        text = f"<its text cannot be shown: {_type_name(broken)}>"
-    return ("error", data, _type_name(error), text, _format(error, trace))
+        text = f"<its text cannot be shown: {type_name(broken)}>"
+    return ("error", data, type_name(error), text, _format(error, trace))
 
 
 def _format(error: BaseException, trace: Any = None) -> str:
@@ -198,7 +203,7 @@ def _format(error: BaseException, trace: Any = None) -> str:
     return "".join(traceback.format_exception(type(error), error, trace or error.__traceback__))
 
 
-def _type_name(error: BaseException) -> str:
+def type_name(error: BaseException) -> str:
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
@@ -214,14 +219,21 @@ def _unpack(message: tuple[Any, ...] | None, name: str, popen: Any) -> Outcome:
             return Outcome(codec.loads(rest[0]))
         except Exception as error:
             text = f"the result of {name} could not be unpickled here: {error}"
-            remote = RemoteError(_type_name(error), text)
+            remote = RemoteError(type_name(error), text)
             remote.__cause__ = error
             return Outcome(error=remote)
-    data, type_name, text, formatted = rest
-    raised: BaseException
+    return Outcome(error=unpack_error(message))
+
+
+def unpack_error(message: tuple[Any, ...]) -> BaseException:
+    """Return the exception that `pack_error` packed, with the child's traceback as its cause; a RemoteError in its place
+    if it cannot come back to life here.
+    """
+    _, data, name, text, formatted = message
+    error: BaseException
     try:
-        raised = RemoteError(type_name, text, formatted) if data is None else codec.loads(data)
+        error = RemoteError(name, text, formatted) if data is None else codec.loads(data)
     except Exception:
-        raised = RemoteError(type_name, text, formatted)
-    raised.__cause__ = RemoteTraceback(formatted)
-    return Outcome(error=raised)
+        error = RemoteError(name, text, formatted)
+    error.__cause__ = RemoteTraceback(formatted)
+    return error

@@ -26,7 +26,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, ClassVar
 
-__all__ = ["annotate", "dumps", "encode", "find_culprit", "loads", "main_is_importable", "main_path"]
+__all__ = [
+    "annotate",
+    "dumps",
+    "encode",
+    "encode_result",
+    "find_culprit",
+    "is_found_by_name",
+    "loads",
+    "main_is_importable",
+    "main_path",
+]
 
 loads = pickle.loads
 
@@ -77,6 +87,11 @@ def encode(obj: object, *, main_by_value: bool = False) -> bytes:
     return data
 
 
+def encode_result(obj: object, *, main_by_value: bool = False) -> bytes:
+    """Pickle a pool's result: by value only what its receiver knows by no name."""
+    return encode(obj, main_by_value=True) if main_by_value else _plain(obj)
+
+
 def _plain(obj: object) -> bytes:
     buffer = io.BytesIO()
     ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(obj)
@@ -114,14 +129,17 @@ def _by_value_pickler() -> Any:
     return ByValuePickler
 
 
-def _is_found_in_main(obj: Any) -> bool:
-    """Tell whether this class or function is what ``__main__`` has under its name."""
-    if obj.__module__ not in _MAIN_NAMES:
-        return False
-    found: Any = sys.modules.get("__main__")
+def is_found_by_name(obj: Any) -> bool:
+    """Tell whether this class or function is what its module has under its name: it is pickled as that name."""
+    module = obj.__module__ or "builtins"
+    found: Any = sys.modules.get("__main__" if module in _MAIN_NAMES else module)
     for part in obj.__qualname__.split("."):
         found = getattr(found, part, None)
     return found is obj
+
+
+def _is_found_in_main(obj: Any) -> bool:
+    return obj.__module__ in _MAIN_NAMES and is_found_by_name(obj)
 
 
 def main_is_importable() -> bool:

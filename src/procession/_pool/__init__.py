@@ -1,0 +1,1 @@
+"""The engine of `Pool` and `ProcessPoolExecutor`; `docs/architecture.md` has the picture."""

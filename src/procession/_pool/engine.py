@@ -1,0 +1,1130 @@
+"""The engine: one thread that collects, two kinds of queues, and a scheduler that knows who holds what.
+
+::
+
+    caller                              parent                                workers
+    submit(job) ──► Scheduler ──plan──► an inbox each ───────────────────► take, run
+                        ▲                                                     │
+    job.get() ◄── put_value ◄── collector ◄───────── one queue of answers ◄───┘
+
+Every change of what is known about a unit comes out of the queue of answers, the death of a worker too: it is put there when
+its process has ended, and so behind everything the worker has said. Whoever takes from that queue, one at a time, is the
+collector: the engine's thread; or, while it is the only one with something to wait for, the caller of `apply` itself, which
+saves two changes of threads.
+
+Locks, in the order in which they are taken: `_sending` (what goes into inboxes), `_lock` (the scheduler and the table of members). The
+user's code (pickling, callbacks, iterators) never runs under `_lock`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import weakref
+from multiprocessing import util
+from queue import Empty
+from typing import TYPE_CHECKING, Any
+
+from procession import _native
+from procession._pool import messages as m
+from procession._pool.errors import (
+    PoolBrokenError,
+    TaskCancelledError,
+    TaskTimeoutError,
+    WorkerDiedError,
+    WorkerMemoryError,
+)
+from procession._pool.functions import Registry
+from procession._pool.launcher import Launcher
+from procession._pool.restart import RestartBudget
+from procession._pool.state import Scheduler, Unit, Worker
+from procession._pool.worker import Orders, resident_bytes
+from procession._proc.results import unpack_error
+from procession._wire import codec
+from procession._wire.queues import Queue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from procession._pool.results import AsyncResult, Job, Stream
+
+__all__ = ["CLOSE", "RUN", "TERMINATE", "Engine", "Options"]
+
+RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
+
+# How many answers are taken at once: enough to make the taking cheap, few enough that workers are not kept waiting.
+_BATCH = 256
+# For so long the collector waits on the queue itself, from which it wakes fastest, before it waits for all there is to wait for.
+_HOT_S = 0.0005
+# A bell can fail, so nobody relies on one for longer than this.
+_LONGEST_SLEEP_S = 0.25
+# So often the collector looks at descriptors while answers keep coming.
+_LOOK_S = 0.02
+# An idle worker takes over from one that is this long at its task.
+_PATIENCE_S = 0.005
+_MEMORY_LOOK_S = 0.1
+_STALL_S = 30.0
+_SLOWEST = 5
+_TERMINATE_GRACE_S = 2.0
+
+# Messages of the parent to itself, beside DIED and NUDGE.
+_UNSENT, _SPLIT = 100, 101
+
+
+class Options:
+    """How a pool treats its workers and tasks; see `Pool` for what each means."""
+
+    def __init__(self, **options: Any) -> None:
+        self.retries = 0
+        self.timeout: float | None = None
+        self.grace = 1.0
+        self.max_restarts: int | None = None
+        self.restart_period = 10.0
+        self.hard_memory: int | None = None
+        self.idle_timeout: float | None = None
+        self.stall_report = _STALL_S
+        for name, value in options.items():
+            if not hasattr(self, name):
+                raise TypeError(f"unknown option {name!r}")
+            setattr(self, name, value)
+
+
+class _Stop:
+    """A unit that is being broken off: SIGINT, after a grace SIGTERM, after another SIGKILL."""
+
+    __slots__ = ("due", "error", "seq", "step")
+
+    def __init__(self, seq: int, error: BaseException | None, due: float) -> None:
+        self.seq = seq
+        self.error = error
+        self.step = 0
+        self.due = due
+
+
+class Member:
+    """A worker as the parent knows it: its process, its inbox, and what it has done so far."""
+
+    def __init__(self, wid: int, worker: Worker, now: float) -> None:
+        self.wid = wid
+        self.worker = worker
+        self.inbox: Queue[Any] = Queue()
+        self.cells = _native.Cells(m.CELLS)
+        self.process: Any = None
+        self.watch = -1
+        self.owns_watch = False
+        self.defined: set[int] = set()
+        self.stop: _Stop | None = None
+        self.leaving = False
+        self.error: BaseException | None = None
+        self.started = now
+        self.ready: float | None = None
+        self.items = 0
+        self.busy_ns = 0
+
+    def close(self) -> None:
+        if self.owns_watch and self.watch >= 0:
+            os.close(self.watch)
+        self.watch = -1
+
+
+class Engine:
+    """A pool of workers that do jobs.
+
+    Args:
+        context: A context of procession's.
+        size: Number of workers, at least 1.
+        orders: What each worker is told.
+        options: How they are treated.
+    """
+
+    inline = False
+
+    def __init__(self, context: Any, size: int, orders: Orders, options: Options) -> None:
+        orders.main_by_value = context.get_start_method() != "fork" and not codec.main_is_importable()
+        self.size = size
+        self.options = options
+        self.most_items = orders.most_items or sys.maxsize
+        self.functions = Registry(orders.main_by_value)
+        self.state = RUN
+        self.broken: BaseException | None = None
+        self.members: dict[int, Member] = {}
+        self._scheduler = Scheduler()
+        self._lock = threading.Lock()
+        self._sending = threading.Lock()
+        self._pump_wanted = False
+        self._jobs: set[Job] = set()
+        self._streams: set[Stream] = set()
+        self._done: Queue[Any] = Queue()
+        self._wids = itertools.count(1)
+        self._led = False
+        self._parked = False
+        self._forked = False
+        self._asleep = False
+        self._failures: dict[int, Exception] = {}
+        self._budget = RestartBudget(
+            max(4, 2 * size) if options.max_restarts is None else options.max_restarts, options.restart_period
+        )
+        self._slowest: list[tuple[int, int, str]] = []
+        self._past_items = 0
+        self._past_busy_ns = 0
+        self._restarts = 0
+        now = time.monotonic()
+        self._begun = self._last_answer = self._last_look = self._memory_looked = self._idle_since = now
+        self._stall_said = False
+        self._bell_fd = -1
+        self._oom_kills = _oom_kills()
+        self._watched: dict[int, Member] = {}
+        self._poll = select.poll()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll.register(self._wake, select.POLLIN)
+        self._launcher = Launcher(context, orders)
+        first: list[Member] = []
+        try:
+            for _ in range(size):
+                self._launch(first)
+            for member in first:
+                self._admit(member)
+            self._launcher.make_template()
+            self._thread = threading.Thread(target=self._run, name="procession-pool", daemon=True)
+            self._thread.start()
+        except BaseException:
+            self.state = TERMINATE
+            for member in first:
+                if member.process is not None:
+                    member.process.terminate()
+                    member.process.join()
+                member.close()
+            self._close()
+            raise
+        _engines.add(self)
+        self._finalizer = util.Finalize(self, Engine._at_exit, args=(weakref.ref(self),), exitpriority=15)
+
+    # -- for callers
+
+    def check(self) -> None:
+        """Raise what stands in the way of a new job.
+
+        Raises:
+            ValueError: The pool is closed or terminated.
+            PoolBrokenError: It has given up.
+            RuntimeError: This process is a fork of the pool's owner.
+        """
+        if self._forked:
+            raise RuntimeError(
+                "this pool was made before this process was forked, and belongs to the parent. "
+                "Make a pool of its own in the child."
+            )
+        if self.broken is not None:
+            raise self.broken.with_traceback(None)
+        if self.state != RUN:
+            raise ValueError("Pool not running")
+
+    def submit(self, job: Job) -> None:
+        """Have a job done; returns at once."""
+        self.check()
+        job.engine = self
+        with self._lock:
+            self._jobs.add(job)
+            self._scheduler.add_source(job)
+        self._go()
+
+    def submit_stream(self, stream: Stream) -> None:
+        """Have a stream's input read and its items done."""
+        self.check()
+        stream.engine = self
+        with self._lock:
+            self._jobs.add(stream)
+            self._streams.add(stream)
+        threading.Thread(target=stream.feed, name="procession-input", daemon=True).start()
+
+    def source_ready(self, job: Stream) -> None:
+        """A stream has something to give out, or its input is at its end."""
+        with self._lock:
+            if job.input_ended:
+                self._streams.discard(job)
+            if self.state == TERMINATE or self.broken is not None:
+                return
+            self._scheduler.add_source(job)
+        self._go()
+
+    def _go(self) -> None:
+        if self._asleep:
+            self._asleep = False
+            self.nudge()
+        self._pump()
+        if self._parked:
+            self._parked = False
+            os.eventfd_write(self._wake, 1)
+
+    def call(self, job: AsyncResult) -> Any:
+        """Have a call done and return its result; the fast way, if nobody else is waiting for anything."""
+        self.check()
+        job.engine = self
+        with self._lock:
+            worker = self._idle_worker() if not self._led and self._scheduler.idle else None
+            if worker is not None:
+                self._led = True
+                unit = job.next_unit(1)
+                assert unit is not None
+                self._jobs.add(job)
+                self._scheduler.assign_now(worker, unit, time.monotonic())
+        if worker is None:
+            self.submit(job)
+            return job.get()
+        clean = False
+        try:
+            with self._sending:
+                self._send(self.members[worker.wid], [unit])
+            self._lead(job)
+            clean = True
+        finally:
+            self._led = False
+            if not clean:
+                # An exception, as Ctrl-C, may have come between taking an answer and acting on it.
+                self._resynchronise(worker.wid)
+            self.nudge()
+        return job.get()
+
+    def _lead(self, job: AsyncResult) -> None:
+        """Collect until `job` has its result, or another's message shows that this is no longer the only one."""
+        done = self._done
+        while not job.settled:
+            try:
+                message = done.get(True, _LONGEST_SLEEP_S)
+            except Empty:
+                if self.state == TERMINATE or self.broken is not None:
+                    return
+                continue
+            self._process([message])
+            if self._jobs and not (len(self._jobs) == 1 and job in self._jobs):
+                return
+
+    def _idle_worker(self) -> Worker | None:
+        for member in self.members.values():
+            if member.worker.accepting and not member.worker.units:
+                return member.worker
+        return None
+
+    def _resynchronise(self, wid: int) -> None:
+        member = self.members.get(wid)
+        if member is not None:
+            with self._sending, contextlib.suppress(Exception):
+                member.inbox.put((m.PING, max(self._scheduler.inflight, default=0)))
+        for member in list(self.members.values()):
+            if not member.process.is_alive():
+                self._done.put((m.DIED, member.wid))
+
+    def nudge(self) -> None:
+        """Have the collector look around."""
+        with contextlib.suppress(OSError, ValueError):
+            os.eventfd_write(self._wake, 1)
+
+    def await_event(self, event: threading.Event, timeout: float | None) -> None:
+        """Wait for a job's event."""
+        event.wait(timeout)
+
+    def cancel(self, job: Job) -> bool:
+        """Cancel a job; False if it has a result already."""
+        if job.settled:
+            return False
+        job.abandon(TaskCancelledError(f"{job.function.name}() was cancelled"))
+        self.drop(job)
+        return True
+
+    def drop(self, job: Job) -> None:
+        """Nobody wants the results of a job any more."""
+        if self._forked:
+            return
+        with self._lock:
+            self._jobs.discard(job)
+            self._streams.discard(job)  # type: ignore[arg-type]
+            units = self._scheduler.withdraw(job)
+            holders = {unit.worker.wid for unit in units if unit.worker is not None}
+        if not holders:
+            self.nudge()
+            return
+        for wid in holders:
+            self._recall(wid)
+        now = time.monotonic()
+        with self._lock:
+            for unit in units:
+                if unit.worker is not None and unit.seq in self._scheduler.inflight:
+                    member = self.members.get(unit.worker.wid)
+                    if member is not None and member.stop is None:
+                        member.stop = _Stop(unit.seq, None, now)
+        self._pump()
+        self.nudge()
+
+    def settled(self, job: Job) -> None:
+        """A job has its result."""
+        self._jobs.discard(job)
+
+    def resize(self, size: int) -> None:
+        """Have `size` workers from now on: more are started, those too many leave after what they have in hand."""
+        self.check()
+        if size < 1:
+            raise ValueError("Number of processes must be at least 1")
+        self.size = size
+        self.nudge()
+
+    def close(self) -> None:
+        """Take no more jobs; the workers leave when all is done."""
+        if self.state == RUN:
+            self.state = CLOSE
+            self.nudge()
+
+    def release_streams(self, all_of_them: bool) -> None:
+        """Nobody will consume while the pool is joined: let streams run to their end, or end those that may have none."""
+        with self._lock:
+            streams = list(self._streams)
+        for stream in streams:
+            if stream.sized or all_of_them:
+                stream.unlimited = True
+                stream.make_room()
+            else:
+                stream.abandon(TaskCancelledError("the pool was left before all of the stream was consumed"))
+
+    def terminate(self) -> None:
+        """Drop all jobs and end the workers; returns when they have ended, unless called by a callback."""
+        if self._forked:
+            return
+        self.state = TERMINATE
+        self.nudge()
+        self.join()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the workers have left after `close` or `terminate`."""
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+            if not self._thread.is_alive():
+                self._finalizer.cancel()
+
+    @property
+    def alive(self) -> bool:
+        """The engine has not ended."""
+        return self._thread.is_alive()
+
+    @staticmethod
+    def _at_exit(reference: weakref.ref[Engine]) -> None:
+        engine = reference()
+        if engine is not None and not engine._forked:
+            engine.terminate()
+
+    # -- giving work out
+
+    def _pump(self) -> None:
+        """Give units to workers that have room. One thread at a time; another's wish is fulfilled by the one that is at it."""
+        self._pump_wanted = True
+        while self._pump_wanted and self._sending.acquire(False):
+            try:
+                self._pump_wanted = False
+                if self.state == TERMINATE or self.broken is not None:
+                    return
+                with self._lock:
+                    plan = self._scheduler.plan(time.monotonic())
+                for worker, units in plan:
+                    member = self.members.get(worker.wid)
+                    if member is not None:
+                        self._send(member, units)
+            finally:
+                self._sending.release()
+
+    def _send(self, member: Member, units: list[Unit]) -> None:
+        """Put units into a worker's inbox; what goes wrong with one comes out of the queue of answers."""
+        out: list[tuple[Any, ...]] = []
+        for unit in units:
+            try:
+                function = unit.job.function
+                if function.fid not in member.defined:
+                    out.append(function.message())
+                    member.defined.add(function.fid)
+                out.append(self._message(unit))
+            except Exception as error:
+                self._unsent(member, unit, error)
+        try:
+            member.inbox.put_many(out)
+        except MemoryError:
+            self._send_one_by_one(member, out)
+
+    def _message(self, unit: Unit) -> tuple[Any, ...]:
+        fid = unit.job.function.fid
+        if not unit.single:
+            data = codec.encode(unit.items, main_by_value=self.functions.main_by_value)
+            return (m.CHUNK, unit.seq, fid, unit.first, data)
+        if unit.data is None:
+            if m.is_plain(unit.items):
+                return (m.ITEM, unit.seq, fid, unit.first, unit.items)
+            unit.data = codec.encode(unit.items, main_by_value=self.functions.main_by_value)
+        return (m.PICKLED, unit.seq, fid, unit.first, unit.data)
+
+    def _unsent(self, member: Member, unit: Unit, error: Exception) -> None:
+        if unit.count > 1:
+            self._done.put((_SPLIT, member.wid, unit.seq))
+            return
+        self._failures[unit.seq] = error
+        self._done.put((_UNSENT, member.wid, unit.seq))
+
+    def _send_one_by_one(self, member: Member, out: list[tuple[Any, ...]]) -> None:
+        """Shared memory is full: what has room goes, and the rest has its error."""
+        there = {message[1] for message in self._peek(member)}
+        for message in out:
+            kind, number = message[0], message[1]
+            if number in there:
+                continue
+            try:
+                member.inbox.put(message)
+            except MemoryError as error:
+                if kind == m.DEFINE:
+                    member.defined.discard(number)
+                    continue
+                unit = self._scheduler.inflight.get(number)
+                if unit is not None:
+                    self._failures[number] = error
+                    self._done.put((_UNSENT, member.wid, number))
+
+    def _peek(self, member: Member) -> list[tuple[Any, ...]]:
+        """Return what lies in an inbox, by taking it and putting it back."""
+        found = self._drain(member)
+        if found:
+            member.inbox.put_many(found)
+        return found
+
+    @staticmethod
+    def _drain(member: Member) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = []
+        with contextlib.suppress(Empty):
+            while True:
+                found.extend(member.inbox.get_many(_BATCH, False))
+        return found
+
+    def _recall(self, wid: int) -> None:
+        """Take back what a worker has not taken yet, and let the scheduler decide anew."""
+        with self._sending:
+            member = self.members.get(wid)
+            if member is None:
+                return
+            found = self._drain(member)
+            keep = [message for message in found if message[0] not in (m.ITEM, m.PICKLED, m.CHUNK)]
+            if keep:
+                member.inbox.put_many(keep)
+            with self._lock:
+                units = self._scheduler.take_back([msg[1] for msg in found if msg[0] in (m.ITEM, m.PICKLED, m.CHUNK)])
+                self._scheduler.give_back([unit for unit in units if not unit.job.settled])
+
+    # -- the collector
+
+    def _run(self) -> None:
+        try:
+            while self._step():
+                pass
+        except BaseException as error:
+            # A fault of ours: whoever waits must hear of it.
+            sys.excepthook(type(error), error, error.__traceback__)
+            self._break(PoolBrokenError(f"the pool's own thread failed: {error!r}"))
+        finally:
+            try:
+                self._abandon_all(TaskCancelledError("the pool was terminated"))
+                self._end_workers()
+            finally:
+                self._close()
+
+    def _step(self) -> bool:
+        """Look around once; False when there is nothing left to do."""
+        messages: list[Any] = []
+        active = False
+        if not self._led:
+            active = not self._scheduler.idle
+            try:
+                messages = self._done.get_many(_BATCH, True, _HOT_S if active else 0.0)
+            except Empty:
+                pass
+            if messages:
+                self._process(messages)
+        now = time.monotonic()
+        if messages and now - self._last_look < _LOOK_S:
+            return True
+        self._last_look = now
+        if self.state == TERMINATE or self.broken is not None:
+            return False
+        timeout = self._on_time(now)
+        if self.state == CLOSE and self._may_leave():
+            return False
+        self._watch(0.0 if messages else timeout, active)
+        return True
+
+    def _watch(self, timeout: float, active: bool) -> None:
+        """Sleep until something happens: an answer, a death, a nudge, or `timeout` seconds."""
+        bell = -1
+        if active:
+            try:
+                bell = self._done._reader.fileno()
+            except OSError:
+                timeout = min(timeout, 0.01)
+            else:
+                timeout = min(timeout, _LONGEST_SLEEP_S)
+                if bell != self._bell_fd:
+                    self._bell_fd = bell
+                    self._poll.register(bell, select.POLLIN)
+        self._parked = not active
+        if self._parked and not self._led and not self._scheduler.idle:
+            timeout = 0.0  # given to it meanwhile, by one who saw it awake
+        for fd, _ in self._poll.poll(math_ceil_ms(timeout)):
+            if fd == self._wake:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+            elif fd == self._bell_fd:
+                self._done._bell.drain()
+            else:
+                member = self._watched.pop(fd, None)
+                self._poll.unregister(fd)
+                if member is not None:
+                    self._done.put((m.DIED, member.wid))
+        self._parked = False
+
+    def _on_time(self, now: float) -> float:
+        """Do what is due; return how long nothing will be."""
+        wait = 3600.0
+        with self._lock:
+            members = list(self.members.values())
+            for member in members:
+                units = member.worker.units
+                if member.stop is None and units:
+                    limit = units[0].job.timeout
+                    if limit is not None:
+                        left = member.worker.since + limit - now
+                        if left <= 0 and not units[0].job.settled:
+                            text = self._text(units[0], member)
+                            member.stop = _Stop(units[0].seq, TaskTimeoutError(text, limit), now)
+                        else:
+                            wait = min(wait, max(left, 0.001))
+            unbalanced = self._scheduler.unbalanced
+            stalled = self._scheduler.stalled(now, _PATIENCE_S) if unbalanced else None
+            waiting = self._scheduler.waiting
+            busy = not self._scheduler.idle
+        if unbalanced:
+            wait = min(wait, _PATIENCE_S)
+        if stalled is not None:
+            self._recall(stalled.wid)
+            self._pump()
+        for member in members:
+            if member.stop is not None:
+                wait = min(wait, self._advance(member, now))
+        if self.options.hard_memory is not None and busy:
+            self._check_memory(members, now)
+            wait = min(wait, _MEMORY_LOOK_S)
+        self._adjust(now, busy)
+        if self.options.idle_timeout is not None and self.members:
+            wait = min(wait, max(self._idle_since + self.options.idle_timeout - now, 0.01))
+        if busy or waiting:
+            wait = min(wait, self._report_stall(now, members))
+        return wait
+
+    def _advance(self, member: Member, now: float) -> float:
+        """Take the next step of breaking off a unit; return the seconds until the one after."""
+        stop = member.stop
+        if stop is None:
+            return 3600.0
+        if stop.seq not in self._scheduler.inflight:
+            member.stop = None
+            return 3600.0
+        if now < stop.due:
+            return stop.due - now
+        pid = member.process.pid
+        if member.cells[m.SEQ_CELL] != stop.seq:
+            if stop.step == 0:
+                # Not begun yet, or over already.
+                stop.due = now + 0.005
+                return 0.005
+        with contextlib.suppress(ProcessLookupError):
+            if stop.step == 0:
+                member.cells[m.CANCEL_CELL] = stop.seq
+                os.kill(pid, signal.SIGINT)
+            elif stop.step == 1:
+                os.kill(pid, signal.SIGTERM)
+            else:
+                os.kill(pid, signal.SIGKILL)
+        stop.step += 1
+        stop.due = now + self.options.grace
+        return self.options.grace
+
+    def _check_memory(self, members: list[Member], now: float) -> None:
+        if now - self._memory_looked < _MEMORY_LOOK_S:
+            return
+        self._memory_looked = now
+        limit = self.options.hard_memory or 0
+        for member in members:
+            if not member.worker.units or member.process.pid is None:
+                continue
+            used = resident_bytes(member.process.pid)
+            if used > limit:
+                unit = member.worker.units[0]
+                error = WorkerMemoryError(
+                    self._text(unit, member), member.process.name, member.process.pid, limit, used
+                )
+                member.stop = _Stop(unit.seq, error, now + 3600)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(member.process.pid, signal.SIGKILL)
+
+    def _adjust(self, now: float, busy: bool) -> None:
+        """Start and stop workers until there are as many as there should be."""
+        if self.state != RUN and not busy:
+            return
+        if busy:
+            self._idle_since = now
+            self._asleep = False
+        elif self.options.idle_timeout is not None and now - self._idle_since >= self.options.idle_timeout:
+            self._asleep = True
+        wanted = 0 if self._asleep else self.size
+        staying = [member for member in self.members.values() if not member.leaving]
+        while len(staying) < wanted and self.broken is None:
+            try:
+                staying.append(self._start_worker())
+            except Exception as error:
+                broken = PoolBrokenError(f"no worker could be started: {error}")
+                broken.__cause__ = error
+                self._break(broken)
+                return
+        for member in sorted(staying, key=lambda member: len(member.worker.units))[: max(0, len(staying) - wanted)]:
+            self._dismiss(member)
+        if len(staying) > wanted or busy:
+            self._pump()
+
+    def _dismiss(self, member: Member) -> None:
+        """Have a worker leave after what it has in hand."""
+        with self._lock:
+            member.leaving = True
+            member.worker.accepting = False
+        with self._sending:
+            member.inbox.put((m.STOP,))
+
+    def _report_stall(self, now: float, members: list[Member]) -> float:
+        left = self._last_answer + self.options.stall_report - now
+        if left > 0:
+            return left
+        if not self._stall_said and any(job.waited_for for job in list(self._jobs)):
+            self._stall_said = True
+            print(f"procession: {self.describe_stall(now, members)}", file=sys.stderr, flush=True)
+        return self.options.stall_report
+
+    def describe_stall(self, now: float, members: list[Member]) -> str:
+        """Say in one line who does what since when."""
+        parts = []
+        for member in members:
+            units = member.worker.units
+            what = "idle" if member.ready is not None else "starting"
+            if units:
+                what = f"{self._text(units[0], member)} since {now - member.worker.since:.0f} s"
+            parts.append(f"{member.process.name} (pid {member.process.pid}): {what}")
+        waiting = len(self._scheduler.inflight)
+        return (
+            f"no task has finished for {now - self._last_answer:.0f} s, {waiting} are with workers; {'; '.join(parts)}"
+        )
+
+    @staticmethod
+    def _text(unit: Unit, member: Member) -> str:
+        """Describe the call that a worker is at."""
+        try:
+            if unit.single:
+                return str(unit.job.call_text(unit))
+            index = member.cells[m.INDEX_CELL] if member.cells[m.SEQ_CELL] == unit.seq else unit.offset
+            return str(unit.job.call_text(unit.part(index, index + 1)))
+        except Exception:
+            return f"{unit.job.function.name}(...)"
+
+    # -- what comes in
+
+    def _process(self, messages: list[tuple[Any, ...]]) -> None:
+        """Act on messages, in their order."""
+        now = time.monotonic()
+        scheduler = self._scheduler
+        outcomes: list[tuple[Unit, tuple[Any, ...]]] = []
+        later: list[tuple[Any, ...]] = []
+        answered = scheduler.answered
+        members = self.members
+        with self._lock:
+            for message in messages:
+                kind = message[0]
+                if kind <= m.ERROR:
+                    unit = answered(message[2], now)
+                    if unit is not None:
+                        outcomes.append((unit, message))
+                        member = members.get(message[1])
+                        if member is not None:
+                            member.items += 1
+                            member.busy_ns += message[4]
+                elif kind == m.VALUES:
+                    self._part(message, now, outcomes)
+                else:
+                    # These change the order of things: what came before must have been acted on.
+                    later.append((len(outcomes), message))  # type: ignore[arg-type]
+        done = 0
+        for until, message in later:
+            self._deliver(outcomes[done:until])  # type: ignore[misc]
+            done = until  # type: ignore[assignment]
+            self._event(message, now)  # type: ignore[arg-type]
+        self._deliver(outcomes[done:])
+        self._pump()
+
+    def _part(self, message: tuple[Any, ...], now: float, outcomes: list[Any]) -> None:
+        _, wid, seq, start, _, _, spent, last = message
+        unit = self._scheduler.inflight.get(seq)
+        if unit is None:
+            return
+        if last:
+            self._scheduler.answered(seq, now)
+        member = self.members.get(wid)
+        if member is not None:
+            member.items += unit.count - start if last else 0
+            member.busy_ns += spent
+        outcomes.append((unit, message))
+
+    def _deliver(self, outcomes: list[tuple[Unit, tuple[Any, ...]]]) -> None:
+        """Hand results over; the user's code runs here (unpickling, callbacks)."""
+        if not outcomes:
+            return
+        self._last_answer = time.monotonic()
+        self._stall_said = False
+        for unit, message in outcomes:
+            kind = message[0]
+            job = unit.job
+            try:
+                if kind == m.VALUE:
+                    spent = message[4]
+                    job.put_value(unit.first, message[3])
+                elif kind == m.VALUE_PICKLED:
+                    spent = message[4]
+                    value, error = _loaded(job, message[3])
+                    if error is None:
+                        job.put_value(unit.first, value)
+                    else:
+                        job.put_error(unit.first, error)
+                elif kind == m.ERROR:
+                    spent = message[4]
+                    self._failed(unit, message)
+                else:
+                    spent = message[6]
+                    self._deliver_part(unit, message)
+            except Exception as error:
+                sys.excepthook(type(error), error, error.__traceback__)
+                continue
+            seconds = spent * 1e-9
+            if kind <= m.ERROR:
+                job.function.observe(seconds)
+                job.observe(1, seconds)
+                if not self._slowest or spent > self._slowest[0][0] or len(self._slowest) < _SLOWEST:
+                    self._remember(spent, unit)
+
+    def _remember(self, spent: int, unit: Unit) -> None:
+        if spent < 1_000_000:
+            return
+        entry = (spent, unit.seq, self._described(unit))
+        if len(self._slowest) < _SLOWEST:
+            heapq.heappush(self._slowest, entry)
+        else:
+            heapq.heappushpop(self._slowest, entry)
+
+    @staticmethod
+    def _described(unit: Unit) -> str:
+        try:
+            return str(unit.job.call_text(unit))
+        except Exception:
+            return str(unit.job.function.name)
+
+    def _failed(self, unit: Unit, message: tuple[Any, ...]) -> None:
+        wid, seq, packed = message[1], message[2], message[3]
+        error = self._stopped(wid, seq, packed) or unpack_error(packed)
+        for index in range(unit.offset, unit.count):
+            unit.job.put_error(unit.first + index, error)
+
+    def _stopped(self, wid: int, seq: int, packed: tuple[Any, ...]) -> BaseException | None:
+        """Return the error a unit was broken off with, if this KeyboardInterrupt is ours."""
+        member = self.members.get(wid)
+        if member is None or member.stop is None or member.stop.seq != seq or packed[2] != "KeyboardInterrupt":
+            return None
+        error = member.stop.error or TaskCancelledError("the task was cancelled")
+        member.stop = None
+        member.cells[m.CANCEL_CELL] = 0
+        return error
+
+    def _deliver_part(self, unit: Unit, message: tuple[Any, ...]) -> None:
+        _, wid, seq, start, data, errors, spent, last = message
+        job = unit.job
+        values, error = _loaded(job, data)
+        if error is not None:
+            count = unit.count - start if last else 1
+            for index in range(start, start + count):
+                job.put_error(unit.first + index, error)
+            return
+        if not last:
+            with self._lock:
+                self._scheduler.progressed(seq, start + len(values), time.monotonic())
+        if values:
+            job.observe(len(values), spent * 1e-9)
+        if errors is None:
+            job.put_values(unit.first + start, values)
+            return
+        for index, value in enumerate(values, start):
+            packed = errors.get(index)
+            if packed is None:
+                job.put_value(unit.first + index, value)
+            else:
+                job.put_error(unit.first + index, self._stopped(wid, seq, packed) or unpack_error(packed))
+
+    def _event(self, message: tuple[Any, ...], now: float) -> None:
+        kind = message[0]
+        if kind == m.NUDGE:
+            return
+        member = self.members.get(message[1])
+        if kind == m.DIED:
+            if member is not None:
+                self._bury(member, now)
+        elif kind == m.READY:
+            if member is not None:
+                member.ready = now
+        elif kind == m.FAILED:
+            if member is not None:
+                member.error = unpack_error(message[2])
+        elif kind == m.LEAVING:
+            if member is not None:
+                with self._lock:
+                    member.leaving = True
+                    member.worker.accepting = False
+        elif kind == m.PONG:
+            self._drop_lost(message[1], message[2])
+        else:
+            self._not_done(message, member, now)
+
+    def _not_done(self, message: tuple[Any, ...], member: Member | None, now: float) -> None:
+        """A unit came back without having been run."""
+        kind, _, seq = message[:3]
+        with self._lock:
+            unit = self._scheduler.answered(seq, now)
+        if unit is None:
+            return
+        if kind == m.NO_FUNCTION and not unit.job.function.by_value:
+            function = unit.job.function
+            with contextlib.suppress(Exception):
+                if member is None or function.fid in member.defined:
+                    function.send_by_value()
+                function.message()
+                with self._lock:
+                    self._scheduler.give_back([unit])
+                return
+        if kind == m.NO_FUNCTION and member is not None and unit.job.function.fid not in member.defined:
+            with self._lock:  # sent by value meanwhile
+                self._scheduler.give_back([unit])
+            return
+        if unit.count > 1 and kind in (_SPLIT, m.REFUSED):
+            with self._lock:
+                self._scheduler.give_back([_single(unit, i) for i in range(unit.count)])
+            return
+        error = self._failures.pop(seq, None) or unpack_error(message[3])
+        for index in range(unit.offset, unit.count):
+            unit.job.put_error(unit.first + index, error)
+
+    def _drop_lost(self, wid: int, until: int) -> None:
+        """The worker has answered all up to `until`: what is still open of it, the interrupted leader has lost."""
+        with self._lock:
+            member = self.members.get(wid)
+            if member is None:
+                return
+            lost = [unit for unit in member.worker.units if unit.seq <= until]
+            for unit in lost:
+                self._scheduler.answered(unit.seq, time.monotonic())
+        for unit in lost:
+            unit.job.put_error(unit.first, TaskCancelledError("its caller was interrupted"))
+
+    # -- workers
+
+    def _launch(self, launched: list[Member]) -> None:
+        """Start a process and append it to `launched`; it can be given work once it is admitted."""
+        wid = next(self._wids)
+        member = Member(wid, Worker(wid), time.monotonic())
+        process = self._launcher.start(wid, member.inbox, self._done, member.cells)
+        member.process = process
+        launched.append(member)
+
+    def _admit(self, member: Member) -> None:
+        member.watch, member.owns_watch = self._launcher.watch(member.process)
+        with self._lock:
+            member.worker = self._scheduler.add_worker(member.wid)
+            self.members[member.wid] = member
+            self._watched[member.watch] = member
+            self._poll.register(member.watch, select.POLLIN)
+
+    def _start_worker(self) -> Member:
+        launched: list[Member] = []
+        self._launch(launched)
+        self._admit(launched[0])
+        return launched[0]
+
+    def _bury(self, member: Member, now: float) -> None:
+        """A worker's process has ended and all it had to say has been heard."""
+        process = member.process
+        process.join()
+        code = process.exitcode
+        with self._sending:
+            found = self._drain(member)
+            undelivered = [message[1] for message in found if message[0] in (m.ITEM, m.PICKLED, m.CHUNK)]
+            running = (member.cells[m.SEQ_CELL], member.cells[m.INDEX_CELL])
+            with self._lock:
+                self.members.pop(member.wid, None)
+                self._watched.pop(member.watch, None)
+                loss = self._scheduler.worker_left(member.wid, undelivered, running)
+        with contextlib.suppress(KeyError):
+            self._poll.unregister(member.watch)
+        member.close()
+        self._past_items += member.items
+        self._past_busy_ns += member.busy_ns
+        if loss.unit is not None:
+            self._lost(loss.unit, member, code)
+        if member.leaving or (code == 0 and loss.unit is None):
+            return
+        self._restarts += 1
+        if member.error is not None:
+            broken = PoolBrokenError(f"the initializer raised {type(member.error).__name__}: {member.error}")
+            broken.__cause__ = member.error
+            self._break(broken)
+            return
+        # A death that costs a task ends with the tasks; only the others could go on for ever.
+        futile = member.ready is None or loss.unit is None
+        if (futile or self.options.max_restarts is not None) and not self._budget.spend(now):
+            when = "before it was ready" if member.ready is None else "while it ran a task" if loss.unit else "idle"
+            self._break(
+                PoolBrokenError(
+                    f"more than {self._budget.intensity} workers died within {self._budget.period:g} s. The last, "
+                    f"{process.name} (pid {process.pid}), ended with exit code {code} {when}. "
+                    "See max_restarts and restart_period."
+                )
+            )
+
+    def _lost(self, unit: Unit, member: Member, code: int | None) -> None:
+        """A worker died with this unit of one item in its hands."""
+        job = unit.job
+        stop = member.stop
+        unit.deaths += 1
+        if stop is not None and stop.seq != unit.seq and stop.step > 1 and unit.worker is None:
+            # The kill was meant for the one before.
+            unit.deaths -= 1
+            with self._lock:
+                self._scheduler.give_back([unit])
+            return
+        error: BaseException
+        if stop is not None and stop.error is not None and not isinstance(stop.error, WorkerMemoryError):
+            error = stop.error
+        elif stop is not None and stop.error is None:
+            error = TaskCancelledError("the task was cancelled")
+        elif unit.deaths <= job.retries and not job.settled:
+            with self._lock:
+                self._scheduler.give_back([unit])
+            return
+        elif stop is not None and stop.error is not None:
+            error = stop.error
+        else:
+            kills = _oom_kills()
+            oom, self._oom_kills = code == -signal.SIGKILL and kills > self._oom_kills, kills
+            error = WorkerDiedError(
+                self._described(unit), member.process.name, member.process.pid, code, oom, unit.deaths
+            )
+        job.put_error(unit.first, error)
+
+    # -- the end
+
+    def _may_leave(self) -> bool:
+        """After close(): all is done; the workers have been told to leave, and have left."""
+        with self._lock:
+            if not self._scheduler.idle or self._streams or self._led:
+                return False
+            members = list(self.members.values())
+        for member in members:
+            if not member.leaving:
+                self._dismiss(member)
+        return not members
+
+    def _break(self, error: PoolBrokenError) -> None:
+        """Give up: every job gets `error`, and so does whoever asks for another."""
+        self.broken = error
+        self._abandon_all(error)
+
+    def _abandon_all(self, error: BaseException) -> None:
+        for job in list(self._jobs):
+            job.abandon(self.broken or error)
+        self._jobs.clear()
+        self._streams.clear()
+
+    def _end_workers(self) -> None:
+        """SIGTERM, and after a grace SIGKILL."""
+        members = list(self.members.values())
+        for step in (signal.SIGTERM, signal.SIGKILL):
+            for member in members:
+                if member.process.exitcode is None and member.process.pid is not None:
+                    with contextlib.suppress(OSError):
+                        os.kill(member.process.pid, step)
+            deadline = time.monotonic() + _TERMINATE_GRACE_S
+            for member in members:
+                member.process.join(max(0.0, deadline - time.monotonic()) if step == signal.SIGTERM else None)
+            if all(member.process.exitcode is not None for member in members):
+                break
+        for member in members:
+            member.close()
+        self.members.clear()
+
+    def _close(self) -> None:
+        self._launcher.close()
+        with contextlib.suppress(OSError):
+            self._done._bell.close()
+        wake, self._wake = self._wake, -1
+        os.close(wake)
+        self._watched.clear()
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for engine in list(_engines):
+        engine._forked = True
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _single(unit: Unit, index: int) -> Unit:
+    one = Unit(unit.job, unit.first + index, unit.items[index], 1, True)
+    one.deaths = unit.deaths
+    return one
+
+
+def _loaded(job: Job, data: bytes) -> tuple[Any, BaseException | None]:
+    """Unpickle a result; return it, or an error that says what came and why it is not to be had."""
+    try:
+        return codec.loads(data), None
+    except Exception as error:
+        from procession._errors import RemoteError
+
+        text = f"the result of {job.function.name}() could not be unpickled here: {error}"
+        failure = RemoteError(type(error).__qualname__, text)
+        failure.__cause__ = error
+        return None, failure
+
+
+def math_ceil_ms(seconds: float) -> int:
+    """Return milliseconds, rounded up: a poll that ends before its time would be made again."""
+    return int(seconds * 1000) + (seconds * 1000 % 1 > 0)
+
+
+def _oom_kills() -> int:
+    from procession._proc.cgroups import oom_kills
+
+    return oom_kills()
+
+
+if TYPE_CHECKING:
+    _Callback = Callable[[], object]

@@ -1,0 +1,101 @@
+"""The errors of pools; each is also what a program written for the standard library's pools already catches.
+
+::
+
+    procession.ProcessionError
+    ├── ProcessDiedError
+    │   └── WorkerDiedError          a worker died of this task (also BrokenProcessPool)
+    │       └── WorkerMemoryError    it was stopped at its hard memory limit (also MemoryError)
+    ├── TaskTimeoutError             the task took longer than its timeout (also TimeoutError, twice)
+    ├── TaskCancelledError           cancel(), or the pool was terminated (also CancelledError)
+    └── PoolBrokenError              the pool has given up; the message says why (also BrokenProcessPool)
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import CancelledError
+from concurrent.futures.process import BrokenProcessPool
+
+from procession._errors import ProcessDiedError, ProcessionError, describe_exit
+
+__all__ = ["PoolBrokenError", "TaskCancelledError", "TaskTimeoutError", "WorkerDiedError", "WorkerMemoryError"]
+
+
+class WorkerDiedError(ProcessDiedError, BrokenProcessPool):
+    """The worker that ran this task died of it. The pool goes on with the other tasks and a new worker.
+
+    Attributes:
+        task: The call, as text, arguments shortened.
+        name: The worker's name.
+        pid: Its process id.
+        exitcode: ``-N`` when signal N killed it, else its exit status.
+        out_of_memory: The kernel's out-of-memory killer was at work in this cgroup while the task ran.
+        deaths: How many workers have died of this task, retries included.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        name: str,
+        pid: int | None,
+        exitcode: int | None,
+        out_of_memory: bool = False,
+        deaths: int = 1,
+    ) -> None:
+        super().__init__(name, pid, exitcode)
+        self.args = (task, name, pid, exitcode, out_of_memory, deaths)
+        self.task = task
+        self.out_of_memory = out_of_memory
+        self.deaths = deaths
+
+    def __str__(self) -> str:
+        how = describe_exit(self.exitcode)
+        if self.out_of_memory:
+            how += "; the kernel's out-of-memory killer struck in this cgroup meanwhile"
+        times = "" if self.deaths < 2 else f", the last of {self.deaths} attempts"
+        return (
+            f"{self.name} (pid {self.pid}) {how} while it ran {self.task}{times}. "
+            "The pool goes on; retries=n would run such a task again."
+        )
+
+
+class WorkerMemoryError(WorkerDiedError, MemoryError):
+    """The worker was killed because it used more memory than `memory_limit`'s hard limit."""
+
+    def __init__(self, task: str, name: str, pid: int | None, limit: int, used: int) -> None:
+        super().__init__(task, name, pid, -9)
+        self.args = (task, name, pid, limit, used)
+        self.limit = limit
+        self.used = used
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} (pid {self.pid}) was killed: it used {self.used >> 20} MiB, more than the hard limit of "
+            f"{self.limit >> 20} MiB (memory_limit), while it ran {self.task}."
+        )
+
+
+class TaskTimeoutError(ProcessionError, multiprocessing.TimeoutError, TimeoutError):
+    """The task ran longer than its `timeout` and was stopped; the pool goes on.
+
+    Attributes:
+        task: The call, as text, arguments shortened.
+        timeout: Seconds it was given.
+    """
+
+    def __init__(self, task: str, timeout: float) -> None:
+        super().__init__(task, timeout)
+        self.task = task
+        self.timeout = timeout
+
+    def __str__(self) -> str:
+        return f"{self.task} was stopped after its timeout of {self.timeout:g} s."
+
+
+class TaskCancelledError(ProcessionError, CancelledError):
+    """The task was cancelled before it had a result."""
+
+
+class PoolBrokenError(ProcessionError, BrokenProcessPool):
+    """The pool takes no more tasks: its workers cannot be started, or die before they do anything."""

@@ -1,0 +1,118 @@
+"""``workers=0``: the pool without processes. Everything runs where it is called, so that a debugger sees it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from procession._pool import messages as m
+from procession._pool.errors import TaskCancelledError
+from procession._pool.functions import Registry
+from procession._pool.worker import seed_task
+
+if TYPE_CHECKING:
+    from procession._pool.results import AsyncResult, Job, Stream
+    from procession._pool.worker import Orders
+
+__all__ = ["InlineEngine"]
+
+
+class InlineEngine:
+    """Has the interface of `Engine`, and does each job within `submit`; a stream item by item, as it is asked for."""
+
+    inline = True
+    most_items = 1
+    size = 1
+
+    def __init__(self, orders: Orders) -> None:
+        self.functions = Registry(False)
+        self.state = "RUN"
+        self.members: dict[int, Any] = {}
+        self.worker_state: dict[str, Any] = {}
+        self._orders = orders
+        if orders.initializer is not None:
+            orders.initializer(*orders.initargs)
+        if orders.worker_init is not None:
+            self._call(orders.worker_init)
+
+    def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(self.worker_state, *args, **kwargs) if self._orders.with_state else function(*args, **kwargs)
+
+    def check(self) -> None:
+        if self.state != "RUN":
+            raise ValueError("Pool not running")
+
+    def submit(self, job: Job) -> None:
+        self.check()
+        job.engine = self
+        while not job.settled and (unit := job.next_unit(1)) is not None:
+            for index, item in enumerate([unit.items] if unit.single else unit.items, unit.first):
+                self._run(job, index, item)
+
+    def _run(self, job: Job, index: int, item: Any) -> None:
+        function = job.function
+        if function.seed is not None:
+            seed_task(function.seed, index)
+        try:
+            if function.mode == m.EACH:
+                value = self._call(function.function, item)
+            elif function.mode == m.STAR:
+                value = self._call(function.function, *item)
+            else:
+                value = self._call(function.function, *item[0], **item[1])
+        except Exception as error:
+            job.put_error(index, error)
+        else:
+            job.put_value(index, value)
+
+    def call(self, job: AsyncResult) -> Any:
+        self.submit(job)
+        return job.get()
+
+    def submit_stream(self, stream: Stream) -> None:
+        self.check()
+        stream.engine = self
+
+    def pull(self, stream: Stream) -> None:
+        """Do a stream's next item."""
+        if stream.read_one():
+            unit = stream.next_unit(1)
+            if unit is not None:
+                self._run(stream, unit.first, unit.items if unit.single else unit.items[0])
+
+    def source_ready(self, job: Job) -> None:
+        """Nothing: the item is done at once."""
+
+    def await_event(self, event: threading.Event, timeout: float | None) -> None:
+        event.wait(timeout)
+
+    def cancel(self, job: Job) -> bool:
+        if job.settled:
+            return False
+        job.abandon(TaskCancelledError(f"{job.function.name}() was cancelled"))
+        return True
+
+    def drop(self, job: Job) -> None:
+        """Nothing runs on."""
+
+    def settled(self, job: Job) -> None:
+        """Nothing is remembered."""
+
+    def resize(self, size: int) -> None:
+        """There are no workers."""
+
+    def close(self) -> None:
+        if self.state == "RUN":
+            self.state = "CLOSE"
+            if self._orders.worker_exit is not None:
+                self._call(self._orders.worker_exit)
+
+    def release_streams(self, all_of_them: bool) -> None:
+        """They run as they are asked."""
+
+    def terminate(self) -> None:
+        self.close()
+        self.state = "TERMINATE"
+
+    def join(self, timeout: float | None = None) -> None:
+        """Nothing runs."""

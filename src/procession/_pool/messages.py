@@ -1,0 +1,87 @@
+"""What a pool and its workers say to each other: tuples of plain values, which travel without pickle.
+
+Whatever is the user's (functions, arguments, results, exceptions) is in them as bytes, or as a value of a type whose copy
+cannot fail; so taking a message never runs the user's code, and what goes wrong with his goes wrong where it has a number.
+
+To a worker::
+
+    (DEFINE, fid, data, mode, seed, print_of_code)   what later messages call `fid`
+    (FORGET, fid)
+    (ITEM, seq, fid, index, value)                   one item, plain
+    (PICKLED, seq, fid, index, data)                 one item
+    (CHUNK, seq, fid, index, data)                   a list of items, of which the first has this index
+    (PING, number)                                   answer when all that came before is answered
+    (STOP,)
+
+From a worker, `wid` being its number::
+
+    (VALUE, wid, seq, value, ns)                     the result of an item, plain, and how long it took
+    (VALUE_PICKLED, wid, seq, data, ns)
+    (ERROR, wid, seq, error, ns)
+    (VALUES, wid, seq, start, data, errors, ns, last)   a part of a chunk: a list of results from `start` on; errors by index
+    (REFUSED, wid, seq, error)                       could not be unpickled; nothing was run
+    (NO_FUNCTION, wid, seq, error)                   likewise, the function
+    (READY, wid, pid)
+    (FAILED, wid, error)                             the initializer raised
+    (LEAVING, wid, why)                              takes nothing more
+    (PONG, wid, number)
+    (DIED, wid)                                      from the parent itself: the process has ended
+    (NUDGE,)                                         likewise: nothing, but look around
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "CALL",
+    "CANCEL_CELL",
+    "CELLS",
+    "CHUNK",
+    "DEFINE",
+    "DIED",
+    "EACH",
+    "ERROR",
+    "FAILED",
+    "FORGET",
+    "INDEX_CELL",
+    "ITEM",
+    "KEYWORDS",
+    "LEAVING",
+    "NO_FUNCTION",
+    "NUDGE",
+    "PICKLED",
+    "PING",
+    "PLAIN",
+    "PONG",
+    "READY",
+    "REFUSED",
+    "SEQ_CELL",
+    "STAR",
+    "STOP",
+    "VALUE",
+    "VALUES",
+    "VALUE_PICKLED",
+    "is_plain",
+]
+
+DEFINE, FORGET, ITEM, PICKLED, CHUNK, PING, STOP = range(7)
+VALUE, VALUE_PICKLED, ERROR, VALUES, REFUSED, NO_FUNCTION, READY, FAILED, LEAVING, PONG, DIED, NUDGE = range(12)
+
+# How a function is given an item.
+EACH, STAR, CALL, KEYWORDS = range(4)  # f(x) | f(*x) | f(*x[0], **x[1]) | f(**x)
+
+# A worker's cells: the unit it works on, the index in its chunk, and the unit it shall be interrupted in.
+SEQ_CELL, INDEX_CELL, CANCEL_CELL = range(3)
+CELLS = 3
+
+# Types whose values arrive without anybody's code being run. Exactly these: a subclass may do anything.
+PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
+
+
+def is_plain(value: Any) -> bool:
+    """Tell whether a value can travel as it is."""
+    kind = type(value)
+    if kind in PLAIN:
+        return True
+    return kind is tuple and len(value) <= 8 and all(type(part) in PLAIN for part in value)

@@ -1,0 +1,698 @@
+"""Jobs: what was asked of a pool, what has come back of it, and who waits for it.
+
+A job is both ends of a call: the *source* from which the scheduler takes units (`next_unit`), and the *result* the caller
+holds. Values come in by `put_value`, `put_values` and `put_error`, always from one thread at a time, that which
+collects; a job that is settled ignores what comes late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import reprlib
+import sys
+import threading
+import time
+from collections import deque
+from multiprocessing import TimeoutError as _TimeoutError
+from multiprocessing import pool as _std
+from typing import TYPE_CHECKING, Any
+
+from procession._pool import messages as m
+from procession._pool.errors import TaskCancelledError
+from procession._pool.state import Unit
+from procession._wire import codec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Sequence
+
+    from procession._pool.functions import Function
+
+__all__ = ["AsyncResult", "IMapIterator", "IMapUnorderedIterator", "Job", "MapResult", "Stream", "describe_call"]
+
+# A chunk is made to take about this long: long against what a message costs (a few us), short against what a death costs.
+CHUNK_S = 0.0015
+MOST_ITEMS = 1 << 16
+# How far a stream runs ahead of its consumer, in units of work for each worker.
+STREAM_AHEAD_S = 0.02
+MOST_BUFFERED = 4096
+
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = 60
+
+
+def describe_call(name: str, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> str:
+    """Return ``name(arguments)``, shortened; whatever the arguments' repr does."""
+    parts = []
+    for prefix, value in [("", a) for a in args] + [(f"{k}=", v) for k, v in (kwargs or {}).items()]:
+        try:
+            text = _shown.repr(value)
+        except Exception:
+            text = f"<{type(value).__name__}>"
+        parts.append(prefix + text)
+    return f"{name}({', '.join(parts)})"
+
+
+class Job:
+    """What single calls, mappings and streams have in common.
+
+    Attributes:
+        function: What is called.
+        priority: Higher goes first.
+        timeout: Seconds each item may take; None for no limit.
+        retries: How many more workers may die of an item.
+        unit_seconds: How long its units take, a moving average; None before the first answer.
+        settled: It has its result; what comes now is ignored.
+    """
+
+    function: Function
+    priority = 0
+    timeout: float | None = None
+    retries = 0
+    seed: int | None = None
+    unit_seconds: float | None = None
+    item_seconds: float | None = None
+    settled = False
+    engine: Any = None
+    return_errors = False
+    progress: Any = None
+    waited_for = 0
+
+    def next_unit(self, workers: int) -> Unit | None:
+        """Return the next unit to be done, None if there is none now."""
+        raise NotImplementedError
+
+    def observe(self, items: int, seconds: float) -> None:
+        """Take in that `items` took `seconds`."""
+        each = seconds / items
+        before = self.item_seconds
+        self.item_seconds = each if before is None else 0.7 * before + 0.3 * each
+        self.unit_seconds = (
+            self.item_seconds * items if before is None else 0.7 * (self.unit_seconds or 0) + 0.3 * seconds
+        )
+
+    def chunk(self, remaining: int, workers: int) -> int:
+        """Choose the size of the next chunk when `remaining` items are left."""
+        each = self.item_seconds
+        if each is None or self.timeout is not None:
+            return 1
+        wanted = MOST_ITEMS if each * MOST_ITEMS < CHUNK_S else int(CHUNK_S / each)
+        return max(1, min(wanted, math.ceil(remaining / (2 * workers)), self.engine.most_items))
+
+    def call_text(self, unit: Unit) -> str:
+        """Describe the call that a unit of one item is."""
+        return self.function.describe(unit.items if unit.single else unit.items[0])
+
+    def put_value(self, index: int, value: Any) -> None:
+        """Item `index` returned `value`."""
+        raise NotImplementedError
+
+    def put_values(self, first: int, values: list[Any]) -> None:
+        """The items from `first` on returned `values`."""
+        for i, value in enumerate(values):
+            self.put_value(first + i, value)
+
+    def put_error(self, index: int, error: BaseException) -> None:
+        """Item `index` failed."""
+        raise NotImplementedError
+
+    def abandon(self, error: BaseException) -> None:
+        """Nothing more will come: whoever waits gets `error`."""
+        raise NotImplementedError
+
+
+class _Settling(Job):
+    """A job with one result, at one moment."""
+
+    def __init__(
+        self,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[BaseException], object] | None = None,
+    ) -> None:
+        self._callback = callback
+        self._error_callback = error_callback
+        self._value: Any = None
+        self._success = True
+        self._ready = False
+        self._event: threading.Event | None = None
+        self._listeners: list[Callable[[], object]] | None = None
+
+    # -- for the caller
+
+    def ready(self) -> bool:
+        """Tell whether there is a result or an error."""
+        return self._ready
+
+    def successful(self) -> bool:
+        """Tell whether it ended without an error.
+
+        Raises:
+            ValueError: It has not ended.
+        """
+        if not self._ready:
+            raise ValueError(f"{self!r} not ready")
+        return self._success
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for the result, up to `timeout` seconds."""
+        if self._ready:
+            return
+        event = self._event
+        if event is None:
+            with _event_lock:
+                event = self._event = self._event or threading.Event()
+        if self._ready:
+            return
+        self.waited_for += 1
+        try:
+            self.engine.await_event(event, timeout)
+        finally:
+            self.waited_for -= 1
+
+    def get(self, timeout: float | None = None) -> Any:
+        """Wait for the result and return it.
+
+        Raises:
+            multiprocessing.TimeoutError: `timeout` seconds have passed; the task goes on.
+            WorkerDiedError: A worker died of it.
+            TaskTimeoutError: It took longer than its own `timeout`.
+            TaskCancelledError: It was cancelled, or the pool terminated.
+            BaseException: What the function raised, with the worker's traceback as its cause.
+        """
+        if not self._ready:
+            self.wait(timeout)
+            if not self._ready:
+                raise _TimeoutError(f"no result after {timeout:g} s" if timeout is not None else "no result")
+        if self._success:
+            return self._value
+        raise self._value
+
+    def cancel(self) -> bool:
+        """Cancel what is not done: what waits is dropped, what runs is interrupted (SIGINT, SIGTERM, SIGKILL).
+
+        Returns:
+            False if there is a result already.
+        """
+        return bool(self.engine.cancel(self))
+
+    def cancelled(self) -> bool:
+        """Tell whether it was cancelled."""
+        return self._ready and isinstance(self._value, TaskCancelledError)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Await the result; cancelling the await cancels the task."""
+        if not self._ready:
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[None] = loop.create_future()
+
+            def tell() -> None:
+                try:
+                    loop.call_soon_threadsafe(lambda: future.done() or future.set_result(None))
+                except RuntimeError:
+                    pass  # the loop is closed: nobody waits
+
+            self.add_listener(tell)
+            try:
+                yield from future
+            except asyncio.CancelledError:
+                self.cancel()
+                raise
+        return self.get()
+
+    def add_listener(self, listener: Callable[[], object]) -> None:
+        """Have `listener` called once there is a result; at once if there is one."""
+        with _event_lock:
+            if not self._ready:
+                if self._listeners is None:
+                    self._listeners = []
+                self._listeners.append(listener)
+                return
+        listener()
+
+    # -- for the engine
+
+    def _settle(self, success: bool, value: Any) -> None:
+        with _event_lock:
+            if self.settled:
+                return
+            self.settled = True
+        self.engine.settled(self)
+        self._success = success
+        self._value = value
+        callback: Any = self._callback if success else self._error_callback
+        self._callback = self._error_callback = None
+        if callback is not None:
+            try:
+                callback(value)
+            except Exception as error:
+                _report(callback, error)
+        with _event_lock:
+            self._ready = True
+            event = self._event
+            listeners = self._listeners
+            self._listeners = None
+        if event is not None:
+            event.set()
+        for listener in listeners or ():
+            listener()
+
+    def abandon(self, error: BaseException) -> None:
+        self._settle(False, error)
+
+
+_event_lock = threading.Lock()
+
+
+def _report(callback: object, error: Exception) -> None:
+    """A callback raised: its caller is the thread that collects, which must go on; so it is printed."""
+    print(f"procession: the callback {callback!r} raised:", file=sys.stderr)
+    sys.excepthook(type(error), error, error.__traceback__)
+
+
+class AsyncResult(_Settling, _std.ApplyResult):  # type: ignore[type-arg]
+    """The result of one call; what `Pool.apply_async` returns."""
+
+    def __init__(self, function: Function, item: Any, data: bytes | None, **options: Any) -> None:
+        _Settling.__init__(self, options.pop("callback", None), options.pop("error_callback", None))
+        self.function = function
+        self._unit: Unit | None = Unit(self, options.pop("index", 0), item, 1, True, data)
+        self.__dict__.update(options)
+
+    def next_unit(self, workers: int) -> Unit | None:
+        unit = self._unit
+        self._unit = None
+        return unit
+
+    def observe(self, items: int, seconds: float) -> None:
+        """The function remembers, for the calls to come."""
+
+    def snapshot(self) -> None:
+        """Pickle the arguments now, unless their copy cannot differ: what the caller changes later is not seen."""
+        unit = self._unit
+        if unit is not None and not m.is_plain(unit.items):
+            with contextlib.suppress(Exception):  # said when it is sent, where the result can hear it
+                unit.data = codec.encode(unit.items, main_by_value=self.function.main_by_value)
+
+    @property
+    def unit_seconds(self) -> float | None:  # type: ignore[override]
+        return self.function.seconds
+
+    def put_value(self, index: int, value: Any) -> None:
+        self._settle(True, value)
+
+    def put_error(self, index: int, error: BaseException) -> None:
+        if self.return_errors:
+            self._settle(True, error)
+        else:
+            self._settle(False, error)
+
+
+class MapResult(_Settling, _std.MapResult):  # type: ignore[type-arg]
+    """The results of a mapping, in the order of its items; what `Pool.map_async` returns."""
+
+    def __init__(self, function: Function, items: Sequence[Any], chunksize: int | None, **options: Any) -> None:
+        order: list[int] | None = options.pop("order", None)
+        _Settling.__init__(self, options.pop("callback", None), options.pop("error_callback", None))
+        self.__dict__.update(options)
+        self.function = function
+        self._items: Sequence[Any] | None = items
+        self._count = len(items)
+        self._left = self._count
+        self._values: list[Any] = [None] * self._count
+        self._cursor = 0
+        self._chunksize = chunksize
+        self._order = order
+        self._failed = 0
+        self._first_error: BaseException | None = None
+
+    def start(self) -> None:
+        """Settle it if there is nothing to do."""
+        if self._left == 0:
+            self._items = None
+            self._settle(True, [])
+
+    def next_unit(self, workers: int) -> Unit | None:
+        items = self._items
+        at = self._cursor
+        if items is None or at >= self._count:
+            self._items = None
+            return None
+        if self._order is not None:
+            self._cursor = at + 1
+            index = self._order[at]
+            return Unit(self, index, items[index], 1, True)
+        size = self._chunksize or self.chunk(self._count - at, workers)
+        self._cursor = at + size
+        if size == 1:
+            return Unit(self, at, items[at], 1, True)
+        part = list(items[at : at + size])
+        return Unit(self, at, part, len(part), False)
+
+    def put_value(self, index: int, value: Any) -> None:
+        if self.settled:
+            return
+        self._values[index] = value
+        self._left -= 1
+        if self.progress is not None:
+            self.progress.advance(1, 0)
+        if self._left == 0:
+            self._finish()
+
+    def put_values(self, first: int, values: list[Any]) -> None:
+        if self.settled:
+            return
+        self._values[first : first + len(values)] = values
+        self._left -= len(values)
+        if self.progress is not None:
+            self.progress.advance(len(values), 0)
+        if self._left == 0:
+            self._finish()
+
+    def put_error(self, index: int, error: BaseException) -> None:
+        if self.settled:
+            return
+        self._failed += 1
+        if self.return_errors:
+            self._values[index] = error
+        elif self._first_error is None:
+            self._first_error = error
+        self._left -= 1
+        if self.progress is not None:
+            self.progress.advance(1, 1)
+        if self._left == 0:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self.progress is not None:
+            self.progress.close()
+        self._items = None
+        if self._first_error is not None:
+            self._values = []
+            self._settle(False, self._first_error)
+        else:
+            values, self._values = self._values, []
+            self._settle(True, values)
+
+    def abandon(self, error: BaseException) -> None:
+        self._items = None
+        if self.progress is not None:
+            self.progress.close()
+        super().abandon(error)
+
+    @property
+    def remaining(self) -> int:
+        """How many items have no result yet."""
+        return self._left
+
+
+class Stream(Job):
+    """A mapping whose results are given out one by one; no more than `limit` items are between its input and its consumer."""
+
+    def __init__(
+        self,
+        function: Function,
+        iterable: Any,
+        chunksize: int | None,
+        buffersize: int | None,
+        ordered: bool,
+        **options: Any,
+    ) -> None:
+        self.__dict__.update(options)
+        self.function = function
+        self.ordered = ordered
+        self.sized = hasattr(iterable, "__len__")
+        self.unlimited = False
+        self._condition = threading.Condition(threading.Lock())
+        self._chunksize = chunksize
+        self._buffersize = buffersize
+        self._iterable: Any = iterable
+        self._iterator: Iterator[Any] | None = None
+        # What the feeder has read and nobody has been given.
+        self._buffer: deque[Any] = deque()
+        self._read = 0
+        self._given_out = 0
+        self._taken = 0
+        # Results by index, if ordered; else as they came.
+        self._results: dict[int, tuple[bool, Any]] = {}
+        self._come: deque[tuple[bool, Any]] = deque()
+        self._input_error: BaseException | None = None
+        self._exhausted = False
+        self._abandoned: BaseException | None = None
+        self._room = threading.Event()
+
+    # -- input: read by the engine's feeder thread, so that an iterable that blocks or raises harms nobody else
+
+    def limit(self, workers: int) -> int | float:
+        """How many items may be between the input and the consumer now."""
+        if self.unlimited:
+            return math.inf
+        if self._buffersize is not None:
+            return self._buffersize
+        least = 2 * workers * (self._chunksize or 1)
+        each = self.item_seconds
+        if each is None:
+            return least
+        return max(least, min(int(workers * STREAM_AHEAD_S / each) if each > 1e-7 else MOST_BUFFERED, MOST_BUFFERED))
+
+    def feed(self) -> None:
+        """Read the input as far as the consumer allows; the body of the feeder thread."""
+        try:
+            iterator = iter(self._iterable)
+            self._iterable = None
+            while self._wait_for_room():
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    break
+                with self._condition:
+                    self._buffer.append(item)
+                    self._read += 1
+                    enough = (
+                        len(self._buffer) == 1 if self._chunksize is None else len(self._buffer) % self._chunksize == 0
+                    )
+                del item
+                if enough:
+                    self.engine.source_ready(self)
+        except BaseException as error:
+            self._input_error = error
+            if self._chunksize is not None:
+                # As in the standard library: the error takes the place of the chunk it was raised in.
+                with self._condition:
+                    for _ in range(min(len(self._buffer), self._read % self._chunksize)):
+                        self._buffer.pop()
+                        self._read -= 1
+        with self._condition:
+            self._exhausted = True
+            self._condition.notify_all()
+        # The last chunk may be a smaller one.
+        self.engine.source_ready(self)
+
+    @property
+    def input_ended(self) -> bool:
+        """All of the input has been read."""
+        return self._exhausted
+
+    def make_room(self) -> None:
+        """Have the feeder look again."""
+        self._room.set()
+
+    def read_one(self) -> bool:
+        """Read one item here and now; False at the end of the input."""
+        try:
+            if self._iterator is None:
+                self._iterator = iter(self._iterable)
+            self._buffer.append(next(self._iterator))
+        except StopIteration:
+            self._exhausted = True
+            return False
+        except BaseException as error:
+            self._input_error = error
+            self._exhausted = True
+            return False
+        self._read += 1
+        return True
+
+    def _wait_for_room(self) -> bool:
+        """Wait until another item may be read; False when none will be wanted."""
+        while True:
+            if self.settled or self._abandoned is not None:
+                return False
+            if self._read - self._taken < self.limit(self.engine.size):
+                return True
+            self._room.clear()
+            if self._read - self._taken < self.limit(self.engine.size) or self.settled:
+                continue
+            if self._buffer:
+                # Less than a chunk, and more will not come before some of it has been consumed.
+                self.engine.source_ready(self)
+            self._room.wait()
+
+    def next_unit(self, workers: int) -> Unit | None:
+        with self._condition:
+            waiting = len(self._buffer)
+            size = self._chunksize or self.chunk(max(waiting, 2 * workers), workers)
+            if waiting < size and self._chunksize and not self._exhausted and self._room_left(workers):
+                return None
+            size = min(size, waiting)
+            if size == 0:
+                return None
+            first = self._given_out
+            self._given_out += size
+            if size == 1:
+                return Unit(self, first, self._buffer.popleft(), 1, True)
+            return Unit(self, first, [self._buffer.popleft() for _ in range(size)], size, False)
+
+    def _room_left(self, workers: int) -> bool:
+        return self._read - self._taken < self.limit(workers)
+
+    # -- output
+
+    def put_value(self, index: int, value: Any) -> None:
+        self._put(index, (True, value))
+
+    def put_error(self, index: int, error: BaseException) -> None:
+        self._put(index, (self.return_errors, error))
+
+    def _put(self, index: int, outcome: tuple[bool, Any]) -> None:
+        with self._condition:
+            if self.settled:
+                return
+            if self.ordered:
+                self._results[index] = outcome
+            else:
+                self._come.append(outcome)
+            if not self.ordered or index == self._taken:
+                self._condition.notify()
+        if self.progress is not None:
+            self.progress.advance(1, not outcome[0] or isinstance(outcome[1], BaseException))
+
+    def put_values(self, first: int, values: list[Any]) -> None:
+        with self._condition:
+            if self.settled:
+                return
+            if self.ordered:
+                self._results.update((first + i, (True, value)) for i, value in enumerate(values))
+            else:
+                self._come.extend((True, value) for value in values)
+            self._condition.notify_all()
+        if self.progress is not None:
+            self.progress.advance(len(values), 0)
+
+    def abandon(self, error: BaseException) -> None:
+        with self._condition:
+            self._abandoned = error
+            self._buffer.clear()
+            self._condition.notify_all()
+        self._room.set()
+
+    def close(self) -> None:
+        """Give up the rest: what waits is dropped, what runs is interrupted."""
+        if not self.settled:
+            self.settled = True
+            self._room.set()
+            self.engine.drop(self)
+
+    def next(self, timeout: float | None = None) -> Any:
+        """Return the next result; see `IMapIterator.next`."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if self.engine.inline and not self._exhausted:
+            self.engine.pull(self)
+        self.waited_for += 1
+        try:
+            with self._condition:
+                while True:
+                    outcome = self._pop()
+                    if outcome is not None:
+                        break
+                    if self._exhausted and self._taken >= self._read:
+                        self._end()
+                    if self._abandoned is not None:
+                        self.settled = True
+                        raise self._abandoned
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if left is not None and left <= 0:
+                        raise _TimeoutError(f"no result after {timeout:g} s")
+                    self._condition.wait(left)
+        finally:
+            self.waited_for -= 1
+        self._room.set()
+        success, value = outcome
+        if success:
+            return value
+        raise value
+
+    def _pop(self) -> tuple[bool, Any] | None:
+        if self.ordered:
+            outcome = self._results.pop(self._taken, None)
+        else:
+            outcome = self._come.popleft() if self._come else None
+        if outcome is not None:
+            self._taken += 1
+        return outcome
+
+    def _end(self) -> None:
+        """The input is at its end and every result has been taken."""
+        error = self._input_error
+        self._input_error = None
+        if not self.settled:
+            self.settled = True
+            if self.progress is not None:
+                self.progress.close()
+        if error is not None:
+            raise error
+        raise StopIteration
+
+
+class IMapIterator(_std.IMapIterator):  # type: ignore[type-arg]
+    """Gives out the results of a stream; what `Pool.imap` returns. Dropping it cancels what it has not given out."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> IMapIterator:
+        return self
+
+    def __next__(self) -> Any:
+        return self._stream.next()
+
+    def next(self, timeout: float | None = None) -> Any:
+        """Return the next result.
+
+        Raises:
+            StopIteration: That was all.
+            multiprocessing.TimeoutError: None came within `timeout` seconds.
+            BaseException: What the function, or the input, raised; the next call goes on with the next item.
+        """
+        return self._stream.next(timeout)
+
+    def close(self) -> None:
+        """Give up the rest: what waits is dropped, what runs is interrupted."""
+        self._stream.close()
+
+    def __aiter__(self) -> IMapIterator:
+        return self
+
+    async def __anext__(self) -> Any:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(None, self._next_or_end)
+        except _EndError:
+            raise StopAsyncIteration from None
+
+    def _next_or_end(self) -> Any:
+        try:
+            return self._stream.next()
+        except StopIteration:
+            raise _EndError from None
+
+    def __del__(self) -> None:
+        self._stream.close()
+
+
+class _EndError(Exception):
+    """StopIteration, which cannot be raised into a future."""
+
+
+class IMapUnorderedIterator(IMapIterator):
+    """Gives out the results of a stream as they come; what `Pool.imap_unordered` returns."""

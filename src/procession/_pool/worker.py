@@ -1,0 +1,392 @@
+"""A worker process: takes a message, does what it says, answers, takes the next.
+
+One message at a time, and each answer is in shared memory before the next message is taken: whatever kills the process,
+what it had answered is answered, what it had not taken is still there, and at most one unit was in its hands. Which, and
+at which item of it, stands in its cells.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from queue import Empty
+from typing import TYPE_CHECKING, Any
+
+from procession import _native
+from procession._pool import messages as m
+from procession._proc import results
+from procession._wire import codec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from procession._wire.queues import Queue
+
+__all__ = ["Orders", "main"]
+
+# So often an idle worker looks whether its parent is still there.
+_PARENT_CHECK_S = 1.0
+# A part of a chunk is answered when it has been worked on for this long: what a death can make to be done again.
+_FLUSH_NS = 10_000_000
+# A worker's memory is looked at this often at most.
+_MEMORY_CHECK_S = 0.05
+
+
+class Orders:
+    """What is the same for all workers of a pool.
+
+    Attributes:
+        initializer, initargs: Called first.
+        worker_init, worker_exit: Called first and last, with the worker's state if `with_state`.
+        with_state: Functions get the worker's state, a dict, as their first argument.
+        most_items: The worker leaves after this many items.
+        most_seconds: The worker leaves when it is this old.
+        most_bytes: The worker leaves when its resident memory is more.
+        main_by_value: What is defined in ``__main__`` comes and goes by value.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.initializer: Callable[..., object] | None = None
+        self.initargs: tuple[Any, ...] = ()
+        self.worker_init: Callable[..., object] | None = None
+        self.worker_exit: Callable[..., object] | None = None
+        self.with_state = False
+        self.most_items: int | None = None
+        self.most_seconds: float | None = None
+        self.most_bytes: int | None = None
+        self.main_by_value = False
+        self.__dict__.update(options)
+
+
+class _Leave(Exception):  # noqa: N818
+    """The worker ends."""
+
+
+def main(orders: Orders, wid: int, inbox: Queue[Any], done: Queue[Any], cells: _native.Cells) -> None:
+    """Be a worker; the target of its process."""
+    _Worker(orders, wid, inbox, done, cells).run()
+
+
+class _Worker:
+    def __init__(self, orders: Orders, wid: int, inbox: Queue[Any], done: Queue[Any], cells: _native.Cells) -> None:
+        self.orders = orders
+        self.wid = wid
+        self.inbox = inbox
+        self.done = done
+        self.cells = cells
+        self.state: dict[str, Any] = {}
+        self.functions: dict[int, Callable[[Any], Any] | Exception] = {}
+        self.seeds: dict[int, int] = {}
+        # The unit whose function runs now, which SIGINT may break off; and the one that was taken and not yet answered.
+        self.seq = self.unanswered = 0
+        self.items = 0
+        self.started = self.memory_checked = time.monotonic()
+
+    def run(self) -> None:
+        # A worker may have children of its own, whatever its parent thinks of it.
+        sys.modules["multiprocessing.process"].current_process()._config["daemon"] = False
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self.on_interrupt)
+        try:
+            self.prepare()
+        except SystemExit:
+            raise
+        except BaseException as error:
+            self.done.put((m.FAILED, self.wid, pack(error)))
+            # Said; the traceback on stderr would be a second time.
+            sys.exit(1)
+        self.done.put((m.READY, self.wid, os.getpid()))
+        try:
+            self.work()
+        finally:
+            if self.orders.worker_exit is not None:
+                self.with_state(self.orders.worker_exit)()
+
+    def prepare(self) -> None:
+        """Call what the user wants called first."""
+        if self.orders.initializer is not None:
+            self.orders.initializer(*self.orders.initargs)
+        if self.orders.worker_init is not None:
+            self.with_state(self.orders.worker_init)()
+
+    def with_state(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `function`, with the worker's state as its first argument if that is wanted."""
+        if not self.orders.with_state:
+            return function
+        return lambda *args, **kwargs: function(self.state, *args, **kwargs)
+
+    def on_interrupt(self, signum: int, frame: object) -> None:
+        """SIGINT: breaks off the unit it is meant for, or, if it is from the terminal, whatever runs."""
+        seq = self.seq
+        meant = self.cells[m.CANCEL_CELL]
+        if seq and meant in (0, seq):
+            self.seq = 0
+            raise KeyboardInterrupt
+
+    def answer(self, message: tuple[Any, ...]) -> None:
+        """Say the last word on a unit."""
+        self.done.put(message)
+        self.unanswered = 0
+
+    # -- the loop
+
+    def work(self) -> None:
+        parent = os.getppid()
+        get = self.inbox.get
+        while True:
+            try:
+                message = get(True, _PARENT_CHECK_S)
+            except Empty:
+                if os.getppid() != parent:
+                    os._exit(1)
+                continue
+            try:
+                self.obey(message)
+            except _Leave:
+                return
+            except KeyboardInterrupt as error:
+                # It came after the function, and before or after the answer. An answer too many is harmless.
+                if self.unanswered:
+                    self.answer((m.ERROR, self.wid, self.unanswered, pack(error), 0))
+
+    def obey(self, message: tuple[Any, ...]) -> None:
+        kind = message[0]
+        if kind == m.ITEM:
+            self.item(message[1], message[2], message[3], message[4])
+        elif kind == m.PICKLED:
+            self.pickled(message)
+        elif kind == m.CHUNK:
+            self.chunk(message)
+        elif kind == m.DEFINE:
+            self.define(*message[1:])
+        elif kind == m.FORGET:
+            self.functions.pop(message[1], None)
+            self.seeds.pop(message[1], None)
+        elif kind == m.PING:
+            self.done.put((m.PONG, self.wid, message[1]))
+        else:
+            raise _Leave
+
+    def define(self, fid: int, data: bytes, mode: int, seed: int | None, print_of_code: int | None) -> None:
+        try:
+            function = codec.loads(data)
+            if print_of_code is not None and fingerprint(function) != print_of_code:
+                raise AttributeError("the function has been defined anew since this process was forked")
+        except Exception as error:
+            self.functions[fid] = error
+            return
+        function = self.with_state(function)
+        self.functions[fid] = _adapted(function, mode)
+        if seed is not None:
+            self.seeds[fid] = seed
+
+    def function(self, seq: int, fid: int) -> Callable[[Any], Any] | None:
+        """Return the function, or answer that it is not to be had."""
+        function = self.functions.get(fid)
+        if function is None or isinstance(function, Exception):
+            error = function or LookupError(f"function {fid} was not sent")
+            self.answer((m.NO_FUNCTION, self.wid, seq, pack(error)))
+            return None
+        return function
+
+    def pickled(self, message: tuple[Any, ...]) -> None:
+        _, seq, fid, index, data = message
+        self.unanswered = seq
+        self.cells[m.SEQ_CELL] = seq
+        try:
+            value = codec.loads(data)
+        except Exception as error:
+            self.answer((m.REFUSED, self.wid, seq, pack(error)))
+            return
+        self.item(seq, fid, index, value)
+
+    def item(self, seq: int, fid: int, index: int, value: Any) -> None:
+        self.unanswered = seq
+        function = self.function(seq, fid)
+        if function is None:
+            return
+        self.cells[m.SEQ_CELL] = self.unanswered = seq
+        if fid in self.seeds:
+            seed_task(self.seeds[fid], index)
+        begun = time.perf_counter_ns()
+        try:
+            self.seq = seq
+            result = function(value)
+            self.seq = 0
+        except SystemExit:
+            self.seq = 0
+            raise
+        except BaseException as error:
+            self.seq = 0
+            spent = time.perf_counter_ns() - begun
+            self.answer((m.ERROR, self.wid, seq, pack(error), spent))
+        else:
+            spent = time.perf_counter_ns() - begun
+            if result.__class__ in m.PLAIN:
+                self.answer((m.VALUE, self.wid, seq, result, spent))
+            else:
+                self.answer(self.packed(seq, result, spent))
+        self.finished(1)
+
+    def packed(self, seq: int, result: Any, spent: int) -> tuple[Any, ...]:
+        try:
+            data = codec.encode_result(result, main_by_value=self.orders.main_by_value)
+        except Exception as error:
+            return (m.ERROR, self.wid, seq, unsendable(result, error), spent)
+        return (m.VALUE_PICKLED, self.wid, seq, data, spent)
+
+    def chunk(self, message: tuple[Any, ...]) -> None:
+        _, seq, fid, first, data = message
+        cells = self.cells
+        cells[m.INDEX_CELL] = 0
+        cells[m.SEQ_CELL] = self.unanswered = seq
+        function = self.function(seq, fid)
+        if function is None:
+            return
+        try:
+            items = codec.loads(data)
+        except Exception as error:
+            self.answer((m.REFUSED, self.wid, seq, pack(error)))
+            return
+        count = len(items)
+        at = 0
+        seed = self.seeds.get(fid)
+        while True:
+            start = at
+            results: list[Any] = []
+            errors: dict[int, Any] = {}
+            begun = time.perf_counter_ns()
+            while at < count:
+                mark = len(results)
+                try:
+                    self.seq = seq
+                    if seed is None:
+                        _native._run_items(function, items, at, cells, m.INDEX_CELL, results, _FLUSH_NS)
+                    else:
+                        cells[m.INDEX_CELL] = at
+                        seed_task(seed, first + at)
+                        results.append(function(items[at]))
+                    self.seq = 0
+                except SystemExit:
+                    self.seq = 0
+                    raise
+                except BaseException as error:
+                    self.seq = 0
+                    at += len(results) - mark
+                    errors[at] = pack(error)
+                    results.append(None)
+                    at += 1
+                else:
+                    at += len(results) - mark
+                if time.perf_counter_ns() - begun >= _FLUSH_NS:
+                    break
+            spent = time.perf_counter_ns() - begun
+            self.answer_part(seq, start, results, errors, spent, at >= count)
+            if at >= count:
+                break
+        self.unanswered = 0
+        self.finished(count)
+
+    def answer_part(
+        self, seq: int, start: int, results: list[Any], errors: dict[int, Any], spent: int, last: bool
+    ) -> None:
+        by_value = self.orders.main_by_value
+        try:
+            data = codec.encode_result(results, main_by_value=by_value)
+        except Exception:
+            # One of them: find it.
+            for i, result in enumerate(results):
+                try:
+                    codec.encode_result(result, main_by_value=by_value)
+                except Exception as error:
+                    errors[start + i] = unsendable(result, error)
+                    results[i] = None
+            data = codec.encode_result(results, main_by_value=by_value)
+        try:
+            self.done.put((m.VALUES, self.wid, seq, start, data, errors or None, spent, last))
+        except MemoryError as error:
+            failed = pack(error)
+            errors.update((start + i, failed) for i in range(len(results)))
+            nothing = codec.encode([None] * len(results))
+            self.done.put((m.VALUES, self.wid, seq, start, nothing, errors, spent, last))
+
+    def finished(self, count: int) -> None:
+        """Leave when one of the limits is reached."""
+        orders = self.orders
+        self.items += count
+        if orders.most_items is not None and self.items >= orders.most_items:
+            self.leave("items")
+        if orders.most_seconds is None and orders.most_bytes is None:
+            return
+        now = time.monotonic()
+        if orders.most_seconds is not None and now - self.started >= orders.most_seconds:
+            self.leave("age")
+        if orders.most_bytes is not None and now - self.memory_checked >= _MEMORY_CHECK_S:
+            self.memory_checked = now
+            if resident_bytes() > orders.most_bytes:
+                self.leave("memory")
+
+    def leave(self, why: str) -> None:
+        self.done.put((m.LEAVING, self.wid, why))
+        raise _Leave
+
+
+def _adapted(function: Callable[..., Any], mode: int) -> Callable[[Any], Any]:
+    if mode == m.STAR:
+        return lambda item: function(*item)
+    if mode == m.CALL:
+        return lambda item: function(*item[0], **item[1])
+    if mode == m.KEYWORDS:
+        return lambda item: function(**item)
+    return function
+
+
+def pack(error: BaseException) -> tuple[Any, ...]:
+    """Pack an exception, without the frames of this module at the top of its traceback."""
+    skip, trace = 0, error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        skip, trace = skip + 1, trace.tb_next
+    return results.pack_error(error, skip)
+
+
+def unsendable(result: Any, error: Exception) -> tuple[Any, ...]:
+    """Describe a result that could not be pickled, as the standard library does."""
+    from multiprocessing.pool import MaybeEncodingError
+
+    failure = MaybeEncodingError(error, result)
+    failure.__cause__ = error
+    return pack(failure)
+
+
+def fingerprint(function: Any) -> int | None:
+    """Return a number that changes with a function's code; None for what has no code."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return None
+    import marshal
+    import zlib
+
+    return zlib.crc32(marshal.dumps(code))
+
+
+def seed_task(seed: int, index: int) -> None:
+    """Seed `random`, and NumPy's global generator where it is loaded, for one item; the same wherever it runs."""
+    import hashlib
+    import random
+
+    number = int.from_bytes(hashlib.blake2b(b"%d:%d" % (seed, index), digest_size=16).digest(), "little")
+    random.seed(number)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(number & 0xFFFFFFFF)
+
+
+def resident_bytes(pid: int | str = "self") -> int:
+    """Return the resident memory of a process in bytes; 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
