@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
     return getattr(_std, name)
 
 
-class Pool(_Pool):
+class Pool(_Pool):  # noqa: D101
     __doc__ = _Pool.__doc__
 
     def __init__(

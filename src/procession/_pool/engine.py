@@ -269,13 +269,12 @@ class Engine:
         job.engine = self
         with self._lock:
             worker = self._idle_worker() if not self._led and self._scheduler.idle else None
-            if worker is not None:
+            unit = None if worker is None else job.next_unit(1)
+            if worker is not None and unit is not None:
                 self._led = True
-                unit = job.next_unit(1)
-                assert unit is not None
                 self._jobs.add(job)
                 self._scheduler.assign_now(worker, unit, time.monotonic())
-        if worker is None:
+        if worker is None or unit is None:
             self.submit(job)
             return job.get()
         clean = False
@@ -344,7 +343,7 @@ class Engine:
             return
         with self._lock:
             self._jobs.discard(job)
-            self._streams.discard(job)  # type: ignore[arg-type]
+            self._streams.discard(job)
             units = self._scheduler.withdraw(job)
             holders = {unit.worker.wid for unit in units if unit.worker is not None}
         if not holders:
@@ -541,10 +540,8 @@ class Engine:
         active = False
         if not self._led:
             active = not self._scheduler.idle
-            try:
+            with contextlib.suppress(Empty):
                 messages = self._done.get_many(_BATCH, True, _HOT_S if active else 0.0)
-            except Empty:
-                pass
             if messages:
                 self._process(messages)
         now = time.monotonic()
@@ -637,11 +634,10 @@ class Engine:
         if now < stop.due:
             return stop.due - now
         pid = member.process.pid
-        if member.cells[m.SEQ_CELL] != stop.seq:
-            if stop.step == 0:
-                # Not begun yet, or over already.
-                stop.due = now + 0.005
-                return 0.005
+        if stop.step == 0 and member.cells[m.SEQ_CELL] != stop.seq:
+            # Not begun yet, or over already.
+            stop.due = now + 0.005
+            return 0.005
         with contextlib.suppress(ProcessLookupError):
             if stop.step == 0:
                 member.cells[m.CANCEL_CELL] = stop.seq
@@ -710,7 +706,7 @@ class Engine:
             return left
         if not self._stall_said and any(job.waited_for for job in list(self._jobs)):
             self._stall_said = True
-            print(f"procession: {self.describe_stall(now, members)}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"procession: {self.describe_stall(now, members)}\n")
         return self.options.stall_report
 
     def describe_stall(self, now: float, members: list[Member]) -> str:
@@ -745,7 +741,7 @@ class Engine:
         now = time.monotonic()
         scheduler = self._scheduler
         outcomes: list[tuple[Unit, tuple[Any, ...]]] = []
-        later: list[tuple[Any, ...]] = []
+        later: list[tuple[int, tuple[Any, ...]]] = []
         answered = scheduler.answered
         members = self.members
         with self._lock:
@@ -763,12 +759,12 @@ class Engine:
                     self._part(message, now, outcomes)
                 else:
                     # These change the order of things: what came before must have been acted on.
-                    later.append((len(outcomes), message))  # type: ignore[arg-type]
+                    later.append((len(outcomes), message))
         done = 0
         for until, message in later:
-            self._deliver(outcomes[done:until])  # type: ignore[misc]
-            done = until  # type: ignore[assignment]
-            self._event(message, now)  # type: ignore[arg-type]
+            self._deliver(outcomes[done:until])
+            done = until
+            self._event(message, now)
         self._deliver(outcomes[done:])
         self._pump()
 

@@ -51,10 +51,10 @@ class Function:
         if self._message is None:
             data = codec.encode(self.function, main_by_value=self.main_by_value or self.by_value)
             mark = None
-            if not self.main_by_value and not self.by_value and not codec.main_is_importable():
+            by_name = not self.main_by_value and not self.by_value and not codec.main_is_importable()
+            if by_name and getattr(self.function, "__module__", None) == "__main__":
                 # A forked worker looks it up in the __main__ it inherited, where by now another may go by the name.
-                if getattr(self.function, "__module__", None) == "__main__":
-                    mark = fingerprint(self.function)
+                mark = fingerprint(self.function)
             self._message = (m.DEFINE, self.fid, data, self.mode, self.seed, mark)
         return self._message
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 from procession._pool import messages as m
@@ -11,6 +10,8 @@ from procession._pool.functions import Registry
 from procession._pool.worker import seed_task
 
 if TYPE_CHECKING:
+    import threading
+
     from procession._pool.results import AsyncResult, Job, Stream
     from procession._pool.worker import Orders
 

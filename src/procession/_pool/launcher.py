@@ -52,7 +52,7 @@ class Launcher:
         process.name = process.name.replace("Process", "PoolWorker").replace("_Template", "Fork")
         if isinstance(process, WithResult):
             # Without the mailbox that our own start() makes: a worker's result is nobody's.
-            _process.BaseProcess.start(process)  # type: ignore[arg-type]
+            _process.BaseProcess.start(process)
         else:
             process.start()
         return process

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
+from collections.abc import Sized
 from multiprocessing import pool as _std
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +89,8 @@ class Pool(_std.Pool):
             processes = context.cpu_count()
         if processes < 1:
             raise ValueError("Number of processes must be at least 1")
-        if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
-            raise ValueError("maxtasksperchild must be a positive int or None")
+        if maxtasksperchild is not None:
+            _whole("maxtasksperchild", maxtasksperchild, 1)
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         soft, hard = memory_limit if isinstance(memory_limit, tuple) else (memory_limit, None)
@@ -354,7 +355,7 @@ class Pool(_std.Pool):
         progress = options.pop("progress", None)
         job_options = self._mapping_options(options)
         stream = Stream(function, iterable, _chunksize(chunksize), buffersize, ordered, **rest, **job_options)
-        total = len(iterable) if hasattr(iterable, "__len__") else None
+        total = len(iterable) if isinstance(iterable, Sized) else None
         stream.progress = _progress(progress, total, function)
         self._engine.submit_stream(stream)
         return stream
@@ -368,7 +369,9 @@ class Pool(_std.Pool):
         seed = options.pop("seed", None)
         if kwargs:
             func = functools.partial(func, **kwargs)
-        callbacks = {name: options.pop(name) for name in ("callback", "error_callback") if name in options}
+        callbacks: dict[str, Any] = {
+            name: options.pop(name) for name in ("callback", "error_callback") if name in options
+        }
         return self._engine.functions.get(func, mode, seed), callbacks
 
     def _mapping_options(self, options: dict[str, Any]) -> dict[str, Any]:

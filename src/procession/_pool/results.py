@@ -98,7 +98,7 @@ class Job:
         if each is None or self.timeout is not None:
             return 1
         wanted = MOST_ITEMS if each * MOST_ITEMS < CHUNK_S else int(CHUNK_S / each)
-        return max(1, min(wanted, math.ceil(remaining / (2 * workers)), self.engine.most_items))
+        return int(max(1, min(wanted, math.ceil(remaining / (2 * workers)), self.engine.most_items)))
 
     def call_text(self, unit: Unit) -> str:
         """Describe the call that a unit of one item is."""
@@ -158,12 +158,10 @@ class _Settling(Job):
         """Wait for the result, up to `timeout` seconds."""
         if self._ready:
             return
-        event = self._event
-        if event is None:
-            with _event_lock:
-                event = self._event = self._event or threading.Event()
-        if self._ready:
-            return
+        with _event_lock:
+            if self.ready():
+                return
+            event = self._event = self._event or threading.Event()
         self.waited_for += 1
         try:
             self.engine.await_event(event, timeout)
@@ -207,10 +205,8 @@ class _Settling(Job):
             future: asyncio.Future[None] = loop.create_future()
 
             def tell() -> None:
-                try:
-                    loop.call_soon_threadsafe(lambda: future.done() or future.set_result(None))
-                except RuntimeError:
-                    pass  # the loop is closed: nobody waits
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                    loop.call_soon_threadsafe(_wake, future)
 
             self.add_listener(tell)
             try:
@@ -266,7 +262,7 @@ _event_lock = threading.Lock()
 
 def _report(callback: object, error: Exception) -> None:
     """A callback raised: its caller is the thread that collects, which must go on; so it is printed."""
-    print(f"procession: the callback {callback!r} raised:", file=sys.stderr)
+    sys.stderr.write(f"procession: the callback {callback!r} raised:\n")
     sys.excepthook(type(error), error, error.__traceback__)
 
 
@@ -279,7 +275,7 @@ class AsyncResult(_Settling, _std.ApplyResult):  # type: ignore[type-arg]
         self._unit: Unit | None = Unit(self, options.pop("index", 0), item, 1, True, data)
         self.__dict__.update(options)
 
-    def next_unit(self, workers: int) -> Unit | None:
+    def next_unit(self, workers: int) -> Unit | None:  # noqa: ARG002
         unit = self._unit
         self._unit = None
         return unit
@@ -295,13 +291,13 @@ class AsyncResult(_Settling, _std.ApplyResult):  # type: ignore[type-arg]
                 unit.data = codec.encode(unit.items, main_by_value=self.function.main_by_value)
 
     @property
-    def unit_seconds(self) -> float | None:  # type: ignore[override]
+    def unit_seconds(self) -> float | None:
         return self.function.seconds
 
-    def put_value(self, index: int, value: Any) -> None:
+    def put_value(self, index: int, value: Any) -> None:  # noqa: ARG002
         self._settle(True, value)
 
-    def put_error(self, index: int, error: BaseException) -> None:
+    def put_error(self, index: int, error: BaseException) -> None:  # noqa: ARG002
         if self.return_errors:
             self._settle(True, error)
         else:
@@ -623,10 +619,11 @@ class Stream(Job):
         raise value
 
     def _pop(self) -> tuple[bool, Any] | None:
+        outcome: tuple[bool, Any] | None = None
         if self.ordered:
             outcome = self._results.pop(self._taken, None)
-        else:
-            outcome = self._come.popleft() if self._come else None
+        elif self._come:
+            outcome = self._come.popleft()
         if outcome is not None:
             self._taken += 1
         return outcome
@@ -688,6 +685,11 @@ class IMapIterator(_std.IMapIterator):  # type: ignore[type-arg]
 
     def __del__(self) -> None:
         self._stream.close()
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class _EndError(Exception):

@@ -117,7 +117,7 @@ class _Worker:
             return function
         return lambda *args, **kwargs: function(self.state, *args, **kwargs)
 
-    def on_interrupt(self, signum: int, frame: object) -> None:
+    def on_interrupt(self, *_: object) -> None:
         """SIGINT: breaks off the unit it is meant for, or, if it is from the terminal, whatever runs."""
         seq = self.seq
         meant = self.cells[m.CANCEL_CELL]

@@ -226,9 +226,7 @@ def _unpack(message: tuple[Any, ...] | None, name: str, popen: Any) -> Outcome:
 
 
 def unpack_error(message: tuple[Any, ...]) -> BaseException:
-    """Return the exception that `pack_error` packed, with the child's traceback as its cause; a RemoteError in its place
-    if it cannot come back to life here.
-    """
+    """Return the exception that `pack_error` packed, or a RemoteError for it; the child's traceback is its cause."""
     _, data, name, text, formatted = message
     error: BaseException
     try:

@@ -43,7 +43,7 @@ class Template:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        util._flush_std_streams()  # type: ignore[attr-defined]
+        util._flush_std_streams()
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -108,7 +108,7 @@ class TemplatePopen(Reaper):
             os.close(child_reads)
             os.close(status_to)
         # The end of `to_child` stays open: its closing tells the child that the parent is gone.
-        self.finalizer = util.Finalize(self, util.close_fds, (to_child, self.sentinel))  # type: ignore[attr-defined]
+        self.finalizer = util.Finalize(self, util.close_fds, (to_child, self.sentinel))
         with open(to_child, "wb", closefd=False) as file:
             file.write(_NUMBER.pack(len(data)) + data)
         self.pid = _read_number(self.sentinel)
@@ -130,7 +130,7 @@ class TemplatePopen(Reaper):
             self._handles = None
         return self.returncode
 
-    def duplicate_for_child(self, fd: int) -> int:
+    def duplicate_for_child(self, fd: int) -> int:  # noqa: ARG002
         """Descriptors cannot be sent this way; what a worker needs it has inherited."""
         raise ValueError("a descriptor cannot be sent to a worker that is forked from a template")
 
