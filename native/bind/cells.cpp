@@ -90,6 +90,78 @@ PyObject* run_items(PyObject*, PyObject* const* args, Py_ssize_t nargs) noexcept
   Py_RETURN_NONE;
 }
 
+/// What a worker's cells say; `procession/_pool/messages.py` has the same names.
+enum : Py_ssize_t { kSeqCell, kIndexCell, kCancelCell, kRunningCell, kUnansweredCell, kCells };
+constexpr long kItem = 2, kValue = 0;  // kinds of messages
+
+/// Does the copy of this value run nobody's code?
+bool is_plain(PyObject* v) noexcept {
+  PyTypeObject* t = Py_TYPE(v);
+  return t == &PyLong_Type || t == &PyFloat_Type || t == &PyUnicode_Type || t == &PyBytes_Type || t == &PyBool_Type ||
+         v == Py_None;
+}
+
+i64 precise_ns() noexcept {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec * 1'000'000'000 + t.tv_nsec;
+}
+
+/// (kValue, wid, seq, value, ns) into the queue of answers; takes over `value`. False with an exception set.
+bool answer(PyObject* put, PyObject* wid, PyObject* seq, PyObject* value, i64 ns) noexcept {
+  PyObject* message = Py_BuildValue("(lOONL)", kValue, wid, seq, value, static_cast<long long>(ns));
+  if (message == nullptr) return false;
+  PyObject* done = PyObject_CallOneArg(put, message);
+  Py_DECREF(message);
+  Py_XDECREF(done);
+  return done != nullptr;
+}
+
+PyObject* serve(PyObject*, PyObject* const* args, Py_ssize_t nargs) noexcept {
+  if (nargs != 6 || !PyDict_CheckExact(args[2]) || !PyObject_TypeCheck(args[3], cells_type)) {
+    PyErr_SetString(PyExc_TypeError, "_serve(get, put, functions: dict, cells, wid, timeout)");
+    return nullptr;
+  }
+  PyObject *get = args[0], *put = args[1], *functions = args[2], *wid = args[4];
+  Atomic<i64>* cells = cell(args[3], 0);
+  if (cells == nullptr || cell(args[3], kCells - 1) == nullptr) return nullptr;
+  PyObject* get_args[] = {Py_True, args[5]};
+  for (;;) {
+    PyObject* message = PyObject_Vectorcall(get, get_args, 2, nullptr);
+    if (message == nullptr) return nullptr;
+    PyObject* function = nullptr;
+    if (PyTuple_CheckExact(message) && PyTuple_GET_SIZE(message) == 5 &&
+        PyLong_AsLong(PyTuple_GET_ITEM(message, 0)) == kItem) {
+      function = PyDict_GetItemWithError(functions, PyTuple_GET_ITEM(message, 2));
+    }
+    if (function == nullptr) {
+      if (!PyErr_Occurred()) return message;
+      Py_DECREF(message);
+      return nullptr;
+    }
+    PyObject* number = PyTuple_GET_ITEM(message, 1);
+    const i64 seq = PyLong_AsLongLong(number);
+    cells[kSeqCell].store(seq, std::memory_order_release);
+    cells[kUnansweredCell].store(seq, std::memory_order_release);
+    Py_INCREF(function);
+    const i64 begin = precise_ns();
+    cells[kRunningCell].store(seq, std::memory_order_release);
+    PyObject* value = PyObject_CallOneArg(function, PyTuple_GET_ITEM(message, 4));
+    cells[kRunningCell].store(0, std::memory_order_release);
+    const i64 ns = precise_ns() - begin;
+    Py_DECREF(function);
+    if (value != nullptr && !is_plain(value)) {
+      PyObject* result = Py_BuildValue("(OONL)", Py_None, number, value, static_cast<long long>(ns));
+      Py_DECREF(message);
+      return result;
+    }
+    const bool ok = value != nullptr && answer(put, wid, number, value, ns);
+    Py_DECREF(message);
+    if (!ok) return nullptr;
+    cells[kUnansweredCell].store(0, std::memory_order_release);
+  }
+}
+
 PyMethodDef methods[] = {
     {"__reduce__", handle_reduce, METH_NOARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
@@ -115,6 +187,12 @@ PyType_Slot slots[] = {
 PyType_Spec spec{"procession._native.Cells", sizeof(Handle), 0, Py_TPFLAGS_DEFAULT, slots};
 
 PyMethodDef functions[] = {
+    {"_serve", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(serve)), METH_FASTCALL,
+     "_serve(get, put, functions, cells, wid, timeout)\n--\n\nTake messages and answer those that are one plain item "
+     "for a "
+     "function in `functions` with a plain result. Returns the first message that is something else; or "
+     "(None, seq, result, ns) when a result is not plain. What the function raises comes through; the cells tell of "
+     "which unit."},
     {"_run_items", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(run_items)), METH_FASTCALL,
      "_run_items(function, items, start, cells, cell, results, limit_ns)\n--\n\nAppend function(item) to `results` for "
      "each item from `start` on, and write its index into the cell before; return after the item at which `limit_ns` "

@@ -119,6 +119,15 @@ def _run_items(
     limit_ns: int,
     /,
 ) -> None: ...
+def _serve(
+    get: Callable[..., Any],
+    put: Callable[[Any], None],
+    functions: dict[int, Callable[[Any], Any]],
+    cells: Cells,
+    wid: int,
+    timeout: float,
+    /,
+) -> tuple[Any, ...]: ...
 def _set_slices(enabled: bool, /) -> None: ...
 
 class LockedAttribute:

@@ -55,10 +55,12 @@ __all__ = [
     "PLAIN",
     "PONG",
     "READY",
+    "RUNNING_CELL",
     "REFUSED",
     "SEQ_CELL",
     "STAR",
     "STOP",
+    "UNANSWERED_CELL",
     "VALUE",
     "VALUES",
     "VALUE_PICKLED",
@@ -71,9 +73,10 @@ VALUE, VALUE_PICKLED, ERROR, VALUES, REFUSED, NO_FUNCTION, READY, FAILED, LEAVIN
 # How a function is given an item.
 EACH, STAR, CALL, KEYWORDS = range(4)  # f(x) | f(*x) | f(*x[0], **x[1]) | f(**x)
 
-# A worker's cells: the unit it works on, the index in its chunk, and the unit it shall be interrupted in.
-SEQ_CELL, INDEX_CELL, CANCEL_CELL = range(3)
-CELLS = 3
+# A worker's cells: the unit it last took, the index in its chunk, the unit it shall be interrupted in; the unit whose function
+# runs now, which SIGINT may break off; and the one that was taken and not yet answered. 0: none.
+SEQ_CELL, INDEX_CELL, CANCEL_CELL, RUNNING_CELL, UNANSWERED_CELL = range(5)
+CELLS = 5
 
 # Types whose values arrive without anybody's code being run. Exactly these: a subclass may do anything.
 PLAIN = frozenset({int, float, str, bytes, bool, type(None)})

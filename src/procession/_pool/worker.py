@@ -77,10 +77,10 @@ class _Worker:
         self.done = done
         self.cells = cells
         self.state: dict[str, Any] = {}
-        self.functions: dict[int, Callable[[Any], Any] | Exception] = {}
-        self.seeds: dict[int, int] = {}
-        # The unit whose function runs now, which SIGINT may break off; and the one that was taken and not yet answered.
-        self.seq = self.unanswered = 0
+        self.functions: dict[int, Callable[[Any], Any]] = {}
+        # What must be seeded before each item; and what could not be unpickled.
+        self.seeded: dict[int, tuple[Callable[[Any], Any], int]] = {}
+        self.missing: dict[int, Exception] = {}
         self.items = 0
         self.started = self.memory_checked = time.monotonic()
 
@@ -119,37 +119,48 @@ class _Worker:
 
     def on_interrupt(self, *_: object) -> None:
         """SIGINT: breaks off the unit it is meant for, or, if it is from the terminal, whatever runs."""
-        seq = self.seq
-        meant = self.cells[m.CANCEL_CELL]
-        if seq and meant in (0, seq):
-            self.seq = 0
+        running = self.cells[m.RUNNING_CELL]
+        if running and self.cells[m.CANCEL_CELL] in (0, running):
+            self.cells[m.RUNNING_CELL] = 0
             raise KeyboardInterrupt
 
     def answer(self, message: tuple[Any, ...]) -> None:
         """Say the last word on a unit."""
         self.done.put(message)
-        self.unanswered = 0
+        self.cells[m.UNANSWERED_CELL] = 0
 
     # -- the loop
 
     def work(self) -> None:
         parent = os.getppid()
-        get = self.inbox.get
+        limited = any(
+            limit is not None for limit in (self.orders.most_items, self.orders.most_seconds, self.orders.most_bytes)
+        )
+        # With limits every item comes here, to be counted.
+        fast: dict[int, Callable[[Any], Any]] = {} if limited else self.functions
+        get, put, cells = self.inbox.get, self.done.put, self.cells
         while True:
             try:
-                message = get(True, _PARENT_CHECK_S)
-            except Empty:
-                if os.getppid() != parent:
-                    os._exit(1)
-                continue
-            try:
-                self.obey(message)
+                message = _native._serve(get, put, fast, cells, self.wid, _PARENT_CHECK_S)
+                if message[0] is None:
+                    _, seq, result, spent = message
+                    self.answer(self.packed(seq, result, spent))
+                else:
+                    self.obey(message)
             except _Leave:
                 return
-            except KeyboardInterrupt as error:
-                # It came after the function, and before or after the answer. An answer too many is harmless.
-                if self.unanswered:
-                    self.answer((m.ERROR, self.wid, self.unanswered, pack(error), 0))
+            except SystemExit:
+                raise
+            except BaseException as error:
+                cells[m.RUNNING_CELL] = 0
+                seq = cells[m.UNANSWERED_CELL]
+                if seq:
+                    self.answer((m.ERROR, self.wid, seq, pack(error), 0))
+                elif isinstance(error, Empty):
+                    if os.getppid() != parent:
+                        os._exit(1)
+                elif not isinstance(error, KeyboardInterrupt):  # it came late
+                    raise
 
     def obey(self, message: tuple[Any, ...]) -> None:
         kind = message[0]
@@ -162,8 +173,8 @@ class _Worker:
         elif kind == m.DEFINE:
             self.define(*message[1:])
         elif kind == m.FORGET:
-            self.functions.pop(message[1], None)
-            self.seeds.pop(message[1], None)
+            for known in (self.functions, self.seeded, self.missing):
+                known.pop(message[1], None)  # type: ignore[attr-defined]
         elif kind == m.PING:
             self.done.put((m.PONG, self.wid, message[1]))
         else:
@@ -175,26 +186,32 @@ class _Worker:
             if print_of_code is not None and fingerprint(function) != print_of_code:
                 raise AttributeError("the function has been defined anew since this process was forked")
         except Exception as error:
-            self.functions[fid] = error
+            self.missing[fid] = error
             return
-        function = self.with_state(function)
-        self.functions[fid] = _adapted(function, mode)
-        if seed is not None:
-            self.seeds[fid] = seed
+        function = _adapted(self.with_state(function), mode)
+        if seed is None:
+            self.functions[fid] = function
+        else:
+            self.seeded[fid] = (function, seed)
 
-    def function(self, seq: int, fid: int) -> Callable[[Any], Any] | None:
-        """Return the function, or answer that it is not to be had."""
+    def take(self, seq: int, fid: int) -> tuple[Callable[[Any], Any], int | None] | None:
+        """Write down what was taken and return its function and seed; or answer that there is no such function."""
+        self.cells[m.INDEX_CELL] = 0
+        self.cells[m.SEQ_CELL] = seq
+        self.cells[m.UNANSWERED_CELL] = seq
         function = self.functions.get(fid)
-        if function is None or isinstance(function, Exception):
-            error = function or LookupError(f"function {fid} was not sent")
-            self.answer((m.NO_FUNCTION, self.wid, seq, pack(error)))
-            return None
-        return function
+        if function is not None:
+            return function, None
+        if fid in self.seeded:
+            return self.seeded[fid]
+        error = self.missing.get(fid) or LookupError(f"function {fid} was not sent")
+        self.answer((m.NO_FUNCTION, self.wid, seq, pack(error)))
+        return None
 
     def pickled(self, message: tuple[Any, ...]) -> None:
         _, seq, fid, index, data = message
-        self.unanswered = seq
         self.cells[m.SEQ_CELL] = seq
+        self.cells[m.UNANSWERED_CELL] = seq
         try:
             value = codec.loads(data)
         except Exception as error:
@@ -203,34 +220,31 @@ class _Worker:
         self.item(seq, fid, index, value)
 
     def item(self, seq: int, fid: int, index: int, value: Any) -> None:
-        self.unanswered = seq
-        function = self.function(seq, fid)
-        if function is None:
+        found = self.take(seq, fid)
+        if found is None:
             return
-        self.cells[m.SEQ_CELL] = self.unanswered = seq
-        if fid in self.seeds:
-            seed_task(self.seeds[fid], index)
+        function, seed = found
+        if seed is not None:
+            seed_task(seed, index)
+        running = self.cells
         begun = time.perf_counter_ns()
         try:
-            self.seq = seq
+            running[m.RUNNING_CELL] = seq
             result = function(value)
-            self.seq = 0
+            running[m.RUNNING_CELL] = 0
         except SystemExit:
-            self.seq = 0
+            running[m.RUNNING_CELL] = 0
             raise
         except BaseException as error:
-            self.seq = 0
-            spent = time.perf_counter_ns() - begun
-            self.answer((m.ERROR, self.wid, seq, pack(error), spent))
+            running[m.RUNNING_CELL] = 0
+            self.answer((m.ERROR, self.wid, seq, pack(error), time.perf_counter_ns() - begun))
         else:
-            spent = time.perf_counter_ns() - begun
-            if result.__class__ in m.PLAIN:
-                self.answer((m.VALUE, self.wid, seq, result, spent))
-            else:
-                self.answer(self.packed(seq, result, spent))
+            self.answer(self.packed(seq, result, time.perf_counter_ns() - begun))
         self.finished(1)
 
     def packed(self, seq: int, result: Any, spent: int) -> tuple[Any, ...]:
+        if result.__class__ in m.PLAIN:
+            return (m.VALUE, self.wid, seq, result, spent)
         try:
             data = codec.encode_result(result, main_by_value=self.orders.main_by_value)
         except Exception as error:
@@ -239,20 +253,16 @@ class _Worker:
 
     def chunk(self, message: tuple[Any, ...]) -> None:
         _, seq, fid, first, data = message
-        cells = self.cells
-        cells[m.INDEX_CELL] = 0
-        cells[m.SEQ_CELL] = self.unanswered = seq
-        function = self.function(seq, fid)
-        if function is None:
+        found = self.take(seq, fid)
+        if found is None:
             return
+        function, seed = found
         try:
             items = codec.loads(data)
         except Exception as error:
             self.answer((m.REFUSED, self.wid, seq, pack(error)))
             return
-        count = len(items)
-        at = 0
-        seed = self.seeds.get(fid)
+        cells, count, at = self.cells, len(items), 0
         while True:
             start = at
             results: list[Any] = []
@@ -261,32 +271,31 @@ class _Worker:
             while at < count:
                 mark = len(results)
                 try:
-                    self.seq = seq
+                    cells[m.RUNNING_CELL] = seq
                     if seed is None:
                         _native._run_items(function, items, at, cells, m.INDEX_CELL, results, _FLUSH_NS)
                     else:
                         cells[m.INDEX_CELL] = at
                         seed_task(seed, first + at)
                         results.append(function(items[at]))
-                    self.seq = 0
+                    cells[m.RUNNING_CELL] = 0
+                    at += len(results) - mark
                 except SystemExit:
-                    self.seq = 0
+                    cells[m.RUNNING_CELL] = 0
                     raise
                 except BaseException as error:
-                    self.seq = 0
-                    at += len(results) - mark
+                    cells[m.RUNNING_CELL] = 0
+                    at = start + len(results)
                     errors[at] = pack(error)
                     results.append(None)
                     at += 1
-                else:
-                    at += len(results) - mark
                 if time.perf_counter_ns() - begun >= _FLUSH_NS:
                     break
             spent = time.perf_counter_ns() - begun
             self.answer_part(seq, start, results, errors, spent, at >= count)
             if at >= count:
                 break
-        self.unanswered = 0
+        self.cells[m.UNANSWERED_CELL] = 0
         self.finished(count)
 
     def answer_part(
