@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from procession._pool.functions import Function
 
-__all__ = ["Pool"]
+__all__ = ["Pool", "orders_and_options"]
 
 
 class Pool(_std.Pool):
@@ -89,36 +89,27 @@ class Pool(_std.Pool):
             processes = context.cpu_count()
         if processes < 1:
             raise ValueError("Number of processes must be at least 1")
-        if maxtasksperchild is not None:
-            _whole("maxtasksperchild", maxtasksperchild, 1)
-        if initializer is not None and not callable(initializer):
-            raise TypeError("initializer must be a callable")
-        soft, hard = memory_limit if isinstance(memory_limit, tuple) else (memory_limit, None)
-        orders = Orders(
-            initializer=initializer,
-            initargs=tuple(initargs),
+        orders, self._options = orders_and_options(
+            initializer,
+            initargs,
+            maxtasksperchild,
+            retries=retries,
+            timeout=timeout,
+            grace=grace,
+            memory_limit=memory_limit,
+            max_age_per_child=max_age_per_child,
             worker_init=worker_init,
             worker_exit=worker_exit,
-            with_state=worker_state,
-            most_items=maxtasksperchild,
-            most_seconds=max_age_per_child,
-            most_bytes=soft,
-        )
-        options = Options(
-            retries=_whole("retries", retries, 0),
-            timeout=_positive("timeout", timeout),
-            grace=grace,
+            worker_state=worker_state,
             max_restarts=max_restarts,
             restart_period=restart_period,
-            hard_memory=hard,
-            idle_timeout=_positive("idle_timeout", idle_timeout),
+            idle_timeout=idle_timeout,
         )
         self._ctx = context
         self._initializer = initializer
         self._initargs = initargs
         self._maxtasksperchild = maxtasksperchild
-        self._options = options
-        self._engine = InlineEngine(orders) if inline else Engine(context, processes, orders, options)
+        self._engine = InlineEngine(orders) if inline else Engine(context, processes, orders, self._options)
 
     # -- what programs poke at
 
@@ -439,6 +430,55 @@ class Pool(_std.Pool):
             engine.state = TERMINATE
             if hasattr(engine, "nudge"):
                 engine.nudge()
+
+
+def orders_and_options(
+    initializer: Callable[..., object] | None,
+    initargs: Iterable[Any],
+    most_items: int | None,
+    *,
+    retries: int = 0,
+    timeout: float | None = None,
+    grace: float = 1.0,
+    memory_limit: int | tuple[int | None, int] | None = None,
+    max_age_per_child: float | None = None,
+    worker_init: Callable[..., object] | None = None,
+    worker_exit: Callable[..., object] | None = None,
+    worker_state: bool = False,
+    max_restarts: int | None = None,
+    restart_period: float = 10.0,
+    idle_timeout: float | None = None,
+) -> tuple[Orders, Options]:
+    """Check what a pool was given, and return what its workers and its engine are told; see `Pool` for what each means.
+
+    Raises:
+        ValueError, TypeError: One of them cannot be.
+    """
+    if most_items is not None:
+        _whole("maxtasksperchild", most_items, 1)
+    if initializer is not None and not callable(initializer):
+        raise TypeError("initializer must be a callable")
+    soft, hard = memory_limit if isinstance(memory_limit, tuple) else (memory_limit, None)
+    orders = Orders(
+        initializer=initializer,
+        initargs=tuple(initargs),
+        worker_init=worker_init,
+        worker_exit=worker_exit,
+        with_state=worker_state,
+        most_items=most_items,
+        most_seconds=max_age_per_child,
+        most_bytes=soft,
+    )
+    options = Options(
+        retries=_whole("retries", retries, 0),
+        timeout=_positive("timeout", timeout),
+        grace=grace,
+        max_restarts=max_restarts,
+        restart_period=restart_period,
+        hard_memory=hard,
+        idle_timeout=_positive("idle_timeout", idle_timeout),
+    )
+    return orders, options
 
 
 def _order(cost: Any, items: Any) -> list[int] | None:
