@@ -28,11 +28,13 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from multiprocessing import util
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 from procession import _native
+from procession._errors import describe_exit
 from procession._pool import messages as m
 from procession._pool.errors import (
     PoolBrokenError,
@@ -42,10 +44,11 @@ from procession._pool.errors import (
     WorkerMemoryError,
 )
 from procession._pool.functions import Registry
+from procession._pool.insights import Insights, Ledger, SlowTask, WorkerInsights
 from procession._pool.launcher import Launcher
 from procession._pool.restart import RestartBudget
 from procession._pool.state import Scheduler, Unit, Worker
-from procession._pool.worker import Orders, resident_bytes
+from procession._pool.worker import FLUSH_NS, Orders, resident_bytes
 from procession._proc.results import unpack_error
 from procession._wire import codec
 from procession._wire.queues import Queue
@@ -53,6 +56,7 @@ from procession._wire.queues import Queue
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from procession._pool.functions import Function
     from procession._pool.results import AsyncResult, Job, Stream
 
 __all__ = ["CLOSE", "RUN", "TERMINATE", "Engine", "Options"]
@@ -71,8 +75,15 @@ _LOOK_S = 0.02
 _PATIENCE_S = 0.005
 _MEMORY_LOOK_S = 0.1
 _STALL_S = 30.0
+# When nothing goes on and nobody waits for it, somebody may begin to: so often is looked.
+_STALL_LOOK_S = 1.0
+# So many workers are described in the one line that is said then.
+_STALL_WORKERS = 8
+# Insights name this many tasks, none of them shorter than this.
 _SLOWEST = 5
+_SLOW_NS = 1_000_000
 _TERMINATE_GRACE_S = 2.0
+_REAPED_ELSEWHERE = 100
 
 # Messages of the parent to itself, beside DIED and NUDGE.
 _UNSENT, _SPLIT = 100, 101
@@ -89,7 +100,7 @@ class Options:
         self.restart_period = 10.0
         self.hard_memory: int | None = None
         self.idle_timeout: float | None = None
-        self.stall_report = _STALL_S
+        self.stall_report: float | None = _STALL_S
         for name, value in options.items():
             if not hasattr(self, name):
                 raise TypeError(f"unknown option {name!r}")
@@ -119,14 +130,14 @@ class Member:
         self.process: Any = None
         self.watch = -1
         self.owns_watch = False
+        # Functions it knows, and those of them that nobody will call again.
         self.defined: set[int] = set()
+        self.forgotten: deque[int] = deque()
         self.stop: _Stop | None = None
         self.leaving = False
         self.error: BaseException | None = None
         self.started = now
         self.ready: float | None = None
-        self.items = 0
-        self.busy_ns = 0
 
     def close(self) -> None:
         if self.owns_watch and self.watch >= 0:
@@ -157,8 +168,7 @@ class Engine:
         self.members: dict[int, Member] = {}
         self._scheduler = Scheduler()
         self._lock = threading.Lock()
-        self._sending = threading.Lock()
-        self._pump_wanted = False
+        self._sending = threading.RLock()
         self._jobs: set[Job] = set()
         self._streams: set[Stream] = set()
         self._done: Queue[Any] = Queue()
@@ -172,12 +182,12 @@ class Engine:
             max(4, 2 * size) if options.max_restarts is None else options.max_restarts, options.restart_period
         )
         self._slowest: list[tuple[int, int, str]] = []
-        self._past_items = 0
-        self._past_busy_ns = 0
-        self._restarts = 0
         now = time.monotonic()
         self._begun = self._last_answer = self._last_look = self._memory_looked = self._idle_since = now
-        self._stall_said = False
+        self._stall_said = self._was_busy = False
+        self._joining = 0
+        self._ledger = Ledger(now)
+        self._shown: set[Any] = set()
         self._bell_fd = -1
         self._oom_kills = _oom_kills()
         self._watched: dict[int, Member] = {}
@@ -185,6 +195,7 @@ class Engine:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll.register(self._wake, select.POLLIN)
         self._launcher = Launcher(context, orders)
+        self._prepared = orders.initializer is not None or orders.worker_init is not None
         first: list[Member] = []
         try:
             for _ in range(size):
@@ -230,7 +241,11 @@ class Engine:
         """Have a job done; returns at once."""
         self.check()
         job.engine = self
+        if job.progress is not None:
+            self._shown.add(job.progress)
         with self._lock:
+            if self._scheduler.idle:
+                self._last_answer = time.monotonic()
             self._jobs.add(job)
             self._scheduler.add_source(job)
         self._go()
@@ -239,10 +254,14 @@ class Engine:
         """Have a stream's input read and its items done."""
         self.check()
         stream.engine = self
+        if stream.progress is not None:
+            self._shown.add(stream.progress)
         with self._lock:
             self._jobs.add(stream)
             self._streams.add(stream)
         threading.Thread(target=stream.feed, name="procession-input", daemon=True).start()
+        # Its input may give nothing for long, which is seen by who looks around.
+        self.nudge()
 
     def source_ready(self, job: Stream) -> None:
         """A stream has something to give out, or its input is at its end."""
@@ -267,29 +286,42 @@ class Engine:
         """Have a call done and return its result; the fast way, if nobody else is waiting for anything."""
         self.check()
         job.engine = self
-        with self._lock:
-            worker = self._idle_worker() if not self._led and self._scheduler.idle else None
-            unit = None if worker is None else job.next_unit(1)
-            if worker is not None and unit is not None:
-                self._led = True
-                self._jobs.add(job)
-                self._scheduler.assign_now(worker, unit, time.monotonic())
-        if worker is None or unit is None:
+        # What has a deadline is the thread's to watch.
+        wid = 0
+        if job.timeout is None and self.options.hard_memory is None:
+            with self._sending:
+                wid = self._begin_alone(job)
+        if wid == 0:
             self.submit(job)
             return job.get()
         clean = False
         try:
-            with self._sending:
-                self._send(self.members[worker.wid], [unit])
             self._lead(job)
             clean = True
         finally:
             self._led = False
             if not clean:
                 # An exception, as Ctrl-C, may have come between taking an answer and acting on it.
-                self._resynchronise(worker.wid)
-            self.nudge()
+                self._resynchronise(wid)
+            if not clean or self._jobs or self.state != RUN:
+                self.nudge()
         return job.get()
+
+    def _begin_alone(self, job: AsyncResult) -> int:
+        """Give a call to an idle worker, if nothing else is going on; return its number, or 0."""
+        with self._lock:
+            if self._led or not self._scheduler.idle:
+                return 0
+            worker = self._idle_worker()
+            unit = None if worker is None else job.next_unit(1)
+            if worker is None or unit is None:
+                return 0
+            self._led = True
+            self._jobs.add(job)
+            self._last_answer = self._idle_since = now = time.monotonic()
+            self._scheduler.assign_now(worker, unit, now)
+        self._send(self.members[worker.wid], [unit])
+        return worker.wid
 
     def _lead(self, job: AsyncResult) -> None:
         """Collect until `job` has its result, or another's message shows that this is no longer the only one."""
@@ -300,6 +332,10 @@ class Engine:
             except Empty:
                 if self.state == TERMINATE or self.broken is not None:
                     return
+                if not job.waited_for:
+                    # A long one: from now on the collector looks around as well.
+                    job.waited_for += 1
+                    self.nudge()
                 continue
             self._process([message])
             if self._jobs and not (len(self._jobs) == 1 and job in self._jobs):
@@ -364,6 +400,12 @@ class Engine:
     def settled(self, job: Job) -> None:
         """A job has its result."""
         self._jobs.discard(job)
+        function = job.function
+        if not function.kept:
+            for member in list(self.members.values()):
+                if function.fid in member.defined:
+                    member.defined.discard(function.fid)
+                    member.forgotten.append(function.fid)
 
     def resize(self, size: int) -> None:
         """Have `size` workers from now on: more are started, those too many leave after what they have in hand."""
@@ -401,7 +443,11 @@ class Engine:
     def join(self, timeout: float | None = None) -> None:
         """Wait until the workers have left after `close` or `terminate`."""
         if threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
+            self._joining += 1
+            try:
+                self._thread.join(timeout)
+            finally:
+                self._joining -= 1
             if not self._thread.is_alive():
                 self._finalizer.cancel()
 
@@ -416,35 +462,62 @@ class Engine:
         if engine is not None and not engine._forked:
             engine.terminate()
 
+    def insights(self) -> Insights:
+        """Return what the workers have done with their time."""
+        now = time.monotonic()
+        with self._lock:
+            rows = [self._told(member, now) for member in self.members.values()]
+        slowest = [SlowTask(spent * 1e-9, call) for spent, _, call in list(self._slowest)]
+        return self._ledger.insights(rows, slowest, now)
+
+    @staticmethod
+    def _told(member: Member, now: float, end: str | None = None) -> WorkerInsights:
+        """Tell about a worker; `end` is how it ended."""
+        worker = member.worker
+        items, working = worker.items, worker.busy_ns * 1e-9
+        state = "leaving" if member.leaving else "starting" if member.ready is None else "waiting"
+        if worker.units and member.ready is not None:
+            # What is in its hands has not been counted yet.
+            items += worker.units[0].offset
+            working += max(0.0, now - max(worker.since, member.ready))
+            state = "working" if state == "waiting" else state
+        return WorkerInsights.measured(
+            member.process.name,
+            member.process.pid,
+            end or state,
+            items,
+            lived=now - member.started,
+            starting=None if member.ready is None else member.ready - member.started,
+            working=working,
+        )
+
     # -- giving work out
 
     def _pump(self) -> None:
-        """Give units to workers that have room. One thread at a time; another's wish is fulfilled by the one that is at it."""
-        self._pump_wanted = True
-        while self._pump_wanted and self._sending.acquire(False):
-            try:
-                self._pump_wanted = False
-                if self.state == TERMINATE or self.broken is not None:
-                    return
-                with self._lock:
-                    plan = self._scheduler.plan(time.monotonic())
-                for worker, units in plan:
-                    member = self.members.get(worker.wid)
-                    if member is not None:
-                        self._send(member, units)
-            finally:
-                self._sending.release()
+        """Give units to the workers that have room."""
+        if self.state == TERMINATE or self.broken is not None:
+            return
+        with self._sending:
+            with self._lock:
+                plan = self._scheduler.plan(time.monotonic())
+            for worker, units in plan:
+                self._send(self.members[worker.wid], units)
 
     def _send(self, member: Member, units: list[Unit]) -> None:
         """Put units into a worker's inbox; what goes wrong with one comes out of the queue of answers."""
         out: list[tuple[Any, ...]] = []
+        while member.forgotten:
+            out.append((m.FORGET, member.forgotten.popleft()))
         for unit in units:
+            function = unit.job.function
             try:
-                function = unit.job.function
                 if function.fid not in member.defined:
                     out.append(function.message())
                     member.defined.add(function.fid)
-                out.append(self._message(unit))
+                if unit.single and unit.data is None and unit.items.__class__ in m.PLAIN:
+                    out.append((m.ITEM, unit.seq, function.fid, unit.first, unit.items))
+                else:
+                    out.append(self._message(unit))
             except Exception as error:
                 self._unsent(member, unit, error)
         try:
@@ -455,7 +528,7 @@ class Engine:
     def _message(self, unit: Unit) -> tuple[Any, ...]:
         fid = unit.job.function.fid
         if not unit.single:
-            data = codec.encode(unit.items, main_by_value=self.functions.main_by_value)
+            data = codec.encode_items(unit.items, main_by_value=self.functions.main_by_value)
             return (m.CHUNK, unit.seq, fid, unit.first, data)
         if unit.data is None:
             if m.is_plain(unit.items):
@@ -587,7 +660,7 @@ class Engine:
 
     def _on_time(self, now: float) -> float:
         """Do what is due; return how long nothing will be."""
-        wait = 3600.0
+        wait = self.options.stall_report or 3600.0
         with self._lock:
             members = list(self.members.values())
             for member in members:
@@ -619,8 +692,17 @@ class Engine:
         self._adjust(now, busy)
         if self.options.idle_timeout is not None and self.members:
             wait = min(wait, max(self._idle_since + self.options.idle_timeout - now, 0.01))
-        if busy or waiting:
-            wait = min(wait, self._report_stall(now, members))
+        for shown in list(self._shown):
+            wait = min(wait, shown.tick(now))
+            if shown.closed:
+                self._shown.discard(shown)
+        if self.options.stall_report is not None:
+            busy = busy or waiting or bool(self._streams)
+            if busy and not self._was_busy:
+                self._last_answer = now  # there was nothing to answer
+            self._was_busy = busy
+            if busy:
+                wait = min(wait, self._report_stall(now, self.options.stall_report, members))
         return wait
 
     def _advance(self, member: Member, now: float) -> float:
@@ -630,6 +712,7 @@ class Engine:
             return 3600.0
         if stop.seq not in self._scheduler.inflight:
             member.stop = None
+            member.cells[m.CANCEL_CELL] = 0
             return 3600.0
         if now < stop.due:
             return stop.due - now
@@ -700,28 +783,42 @@ class Engine:
         with self._sending:
             member.inbox.put((m.STOP,))
 
-    def _report_stall(self, now: float, members: list[Member]) -> float:
-        left = self._last_answer + self.options.stall_report - now
+    def _report_stall(self, now: float, patience: float, members: list[Member]) -> float:
+        """Say once that nothing goes on, if there is somebody who waits; return after how many seconds to look again."""
+        left = self._last_answer + patience - now
         if left > 0:
             return left
-        if not self._stall_said and any(job.waited_for for job in list(self._jobs)):
+        if self._stall_said:
+            return 3600.0
+        if self._joining or any(job.waited_for for job in list(self._jobs)):
             self._stall_said = True
-            sys.stderr.write(f"procession: {self.describe_stall(now, members)}\n")
-        return self.options.stall_report
+            # There may be no stderr, or a closed one.
+            with contextlib.suppress(Exception):
+                sys.stderr.write(f"procession: {self.describe_stall(now, members)}\n")
+                sys.stderr.flush()
+        return min(patience, _STALL_LOOK_S)
 
     def describe_stall(self, now: float, members: list[Member]) -> str:
         """Say in one line who does what since when."""
+        with self._lock:
+            held = len(self._scheduler.inflight)
+            doing = [
+                (member, member.worker.units[0] if member.worker.units else None, now - member.worker.since)
+                for member in members
+            ]
+        doing.sort(key=lambda one: (one[1] is None, -one[2]))
         parts = []
-        for member in members:
-            units = member.worker.units
-            what = "idle" if member.ready is not None else "starting"
-            if units:
-                what = f"{self._text(units[0], member)} since {now - member.worker.since:.0f} s"
+        for member, unit, seconds in doing[:_STALL_WORKERS]:
+            if member.ready is None:
+                what = f"starting for {now - member.started:.0f} s"
+            else:
+                what = "waiting" if unit is None else f"{self._text(unit, member)} for {seconds:.0f} s"
             parts.append(f"{member.process.name} (pid {member.process.pid}): {what}")
-        waiting = len(self._scheduler.inflight)
-        return (
-            f"no task has finished for {now - self._last_answer:.0f} s, {waiting} are with workers; {'; '.join(parts)}"
-        )
+        if len(doing) > len(parts):
+            parts.append(f"and {len(doing) - len(parts)} more workers")
+        tasks = f"{held} {'is' if held == 1 else 'are'} with workers" if held else "the input has given nothing to do"
+        text = f"no task has finished for {now - self._last_answer:.0f} s, {tasks}. {'; '.join(parts)}"
+        return " ".join(text.split())
 
     @staticmethod
     def _text(unit: Unit, member: Member) -> str:
@@ -739,22 +836,16 @@ class Engine:
     def _process(self, messages: list[tuple[Any, ...]]) -> None:
         """Act on messages, in their order."""
         now = time.monotonic()
-        scheduler = self._scheduler
         outcomes: list[tuple[Unit, tuple[Any, ...]]] = []
         later: list[tuple[int, tuple[Any, ...]]] = []
-        answered = scheduler.answered
-        members = self.members
+        answered = self._scheduler.answered
         with self._lock:
             for message in messages:
                 kind = message[0]
                 if kind <= m.ERROR:
-                    unit = answered(message[2], now)
+                    unit = answered(message[2], now, message[4])
                     if unit is not None:
                         outcomes.append((unit, message))
-                        member = members.get(message[1])
-                        if member is not None:
-                            member.items += 1
-                            member.busy_ns += message[4]
                 elif kind == m.VALUES:
                     self._part(message, now, outcomes)
                 else:
@@ -769,16 +860,15 @@ class Engine:
         self._pump()
 
     def _part(self, message: tuple[Any, ...], now: float, outcomes: list[Any]) -> None:
-        _, wid, seq, start, _, _, spent, last = message
+        seq, spent, last = message[2], message[6], message[7]
         unit = self._scheduler.inflight.get(seq)
         if unit is None:
             return
+        if unit.worker is not None:
+            unit.worker.busy_ns += spent
+            unit.worker.items += unit.count - 1 if last else 0
         if last:
             self._scheduler.answered(seq, now)
-        member = self.members.get(wid)
-        if member is not None:
-            member.items += unit.count - start if last else 0
-            member.busy_ns += spent
         outcomes.append((unit, message))
 
     def _deliver(self, outcomes: list[tuple[Unit, tuple[Any, ...]]]) -> None:
@@ -787,38 +877,61 @@ class Engine:
             return
         self._last_answer = time.monotonic()
         self._stall_said = False
-        for unit, message in outcomes:
-            kind = message[0]
+        at, count = 0, len(outcomes)
+        while at < count:
+            unit, message = outcomes[at]
             job = unit.job
-            try:
-                if kind == m.VALUE:
-                    spent = message[4]
-                    job.put_value(unit.first, message[3])
-                elif kind == m.VALUE_PICKLED:
-                    spent = message[4]
-                    value, error = _loaded(job, message[3])
-                    if error is None:
-                        job.put_value(unit.first, value)
-                    else:
-                        job.put_error(unit.first, error)
-                elif kind == m.ERROR:
-                    spent = message[4]
-                    self._failed(unit, message)
+            if message[0] == m.VALUE:
+                # The many small ones of one job, all at once.
+                values = [(unit.first, message[3])]
+                spent = longest = message[4]
+                at += 1
+                while at < count:
+                    unit, message = outcomes[at]
+                    if message[0] != m.VALUE or unit.job is not job:
+                        break
+                    values.append((unit.first, message[3]))
+                    ns = message[4]
+                    spent += ns
+                    longest = max(longest, ns)
+                    at += 1
+                if longest >= _SLOW_NS:
+                    for unit, message in outcomes[at - len(values) : at]:
+                        self._remember(message[4], unit)
+                self._guarded(job.put_each, values)
+            else:
+                at += 1
+                spent = message[4] if message[0] <= m.ERROR else message[6]
+                values = [unit]  # type: ignore[list-item]
+                if message[0] == m.VALUE_PICKLED:
+                    self._guarded(self._deliver_pickled, unit, message)
+                elif message[0] == m.ERROR:
+                    self._guarded(self._failed, unit, message)
                 else:
-                    spent = message[6]
-                    self._deliver_part(unit, message)
-            except Exception as error:
-                sys.excepthook(type(error), error, error.__traceback__)
-                continue
+                    self._guarded(self._deliver_part, unit, message)
+                    continue
+                self._remember(spent, unit)
             seconds = spent * 1e-9
-            if kind <= m.ERROR:
-                job.function.observe(seconds)
-                job.observe(1, seconds)
-                if not self._slowest or spent > self._slowest[0][0] or len(self._slowest) < _SLOWEST:
-                    self._remember(spent, unit)
+            job.function.observe(seconds / len(values))
+            job.observe(len(values), seconds)
+
+    @staticmethod
+    def _guarded(deliver: Callable[..., None], *args: Any) -> None:
+        try:
+            deliver(*args)
+        except Exception as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+
+    @staticmethod
+    def _deliver_pickled(unit: Unit, message: tuple[Any, ...]) -> None:
+        value, error = _loaded(unit.job, message[3])
+        if error is None:
+            unit.job.put_value(unit.first, value)
+        else:
+            unit.job.put_error(unit.first, error)
 
     def _remember(self, spent: int, unit: Unit) -> None:
-        if spent < 1_000_000:
+        if spent < _SLOW_NS or (len(self._slowest) == _SLOWEST and spent <= self._slowest[0][0]):
             return
         entry = (spent, unit.seq, self._described(unit))
         if len(self._slowest) < _SLOWEST:
@@ -852,7 +965,7 @@ class Engine:
     def _deliver_part(self, unit: Unit, message: tuple[Any, ...]) -> None:
         _, wid, seq, start, data, errors, spent, last = message
         job = unit.job
-        values, error = _loaded(job, data)
+        values, error = _loaded(job, data, codec.decode_items)
         if error is not None:
             count = unit.count - start if last else 1
             for index in range(start, start + count):
@@ -863,6 +976,11 @@ class Engine:
                 self._scheduler.progressed(seq, start + len(values), time.monotonic())
         if values:
             job.observe(len(values), spent * 1e-9)
+            # Only its last item can have been long: a part ends when it has taken that much.
+            longest = spent if len(values) == 1 else spent - FLUSH_NS
+            if longest >= _SLOW_NS:
+                at = start + len(values) - 1
+                self._remember(longest, unit.part(at, at + 1))
         if errors is None:
             job.put_values(unit.first + start, values)
             return
@@ -895,26 +1013,17 @@ class Engine:
         elif kind == m.PONG:
             self._drop_lost(message[1], message[2])
         else:
-            self._not_done(message, member, now)
+            self._not_done(message, now)
 
-    def _not_done(self, message: tuple[Any, ...], member: Member | None, now: float) -> None:
+    def _not_done(self, message: tuple[Any, ...], now: float) -> None:
         """A unit came back without having been run."""
-        kind, _, seq = message[:3]
+        kind, seq = message[0], message[2]
         with self._lock:
             unit = self._scheduler.answered(seq, now)
         if unit is None:
             return
-        if kind == m.NO_FUNCTION and not unit.job.function.by_value:
-            function = unit.job.function
-            with contextlib.suppress(Exception):
-                if member is None or function.fid in member.defined:
-                    function.send_by_value()
-                function.message()
-                with self._lock:
-                    self._scheduler.give_back([unit])
-                return
-        if kind == m.NO_FUNCTION and member is not None and unit.job.function.fid not in member.defined:
-            with self._lock:  # sent by value meanwhile
+        if kind == m.NO_FUNCTION and self._send_again(unit.job.function, message[4]):
+            with self._lock:
                 self._scheduler.give_back([unit])
             return
         if unit.count > 1 and kind in (_SPLIT, m.REFUSED):
@@ -924,6 +1033,19 @@ class Engine:
         error = self._failures.pop(seq, None) or unpack_error(message[3])
         for index in range(unit.offset, unit.count):
             unit.job.put_error(unit.first + index, error)
+
+    @staticmethod
+    def _send_again(function: Function, fid: int) -> bool:
+        """A worker does not have a function under the number `fid`; tell whether there is another way to send it."""
+        if fid == function.fid:
+            if function.by_value:
+                return False
+            function.send_by_value()
+            try:
+                function.message()
+            except Exception:
+                return False
+        return True  # or was sent as code meanwhile
 
     def _drop_lost(self, wid: int, until: int) -> None:
         """The worker has answered all up to `until`: what is still open of it, the interrupted leader has lost."""
@@ -965,25 +1087,29 @@ class Engine:
         """A worker's process has ended and all it had to say has been heard."""
         process = member.process
         process.join()
+        for _ in range(_REAPED_ELSEWHERE):
+            if process.exitcode is not None:
+                break
+            # Another thread, in active_children(), has reaped it and is about to say so.
+            time.sleep(0.001)
         code = process.exitcode
         with self._sending:
             found = self._drain(member)
             undelivered = [message[1] for message in found if message[0] in (m.ITEM, m.PICKLED, m.CHUNK)]
             running = (member.cells[m.SEQ_CELL], member.cells[m.INDEX_CELL])
             with self._lock:
+                self._ledger.left(self._told(member, now, describe_exit(code) if code else "ended"))
                 self.members.pop(member.wid, None)
                 self._watched.pop(member.watch, None)
                 loss = self._scheduler.worker_left(member.wid, undelivered, running)
         with contextlib.suppress(KeyError):
             self._poll.unregister(member.watch)
         member.close()
-        self._past_items += member.items
-        self._past_busy_ns += member.busy_ns
         if loss.unit is not None:
             self._lost(loss.unit, member, code)
         if member.leaving or (code == 0 and loss.unit is None):
             return
-        self._restarts += 1
+        self._ledger.restarts += 1
         if member.error is not None:
             broken = PoolBrokenError(f"the initializer raised {type(member.error).__name__}: {member.error}")
             broken.__cause__ = member.error
@@ -1039,9 +1165,14 @@ class Engine:
             if not self._scheduler.idle or self._streams or self._led:
                 return False
             members = list(self.members.values())
+        if members:
+            self._launcher.retire()
         for member in members:
             if not member.leaving:
                 self._dismiss(member)
+                if member.ready is None and not self._prepared:
+                    # Still importing, for nothing.
+                    member.process.terminate()
         return not members
 
     def _break(self, error: PoolBrokenError) -> None:
@@ -1068,11 +1199,15 @@ class Engine:
                 member.process.join(max(0.0, deadline - time.monotonic()) if step == signal.SIGTERM else None)
             if all(member.process.exitcode is not None for member in members):
                 break
+        now = time.monotonic()
         for member in members:
             member.close()
-        self.members.clear()
+            with self._lock:
+                self._ledger.left(self._told(member, now, "ended"))
+                self.members.pop(member.wid, None)
 
     def _close(self) -> None:
+        self._ledger.close(time.monotonic())
         self._launcher.close()
         with contextlib.suppress(OSError):
             self._done._bell.close()
@@ -1098,10 +1233,10 @@ def _single(unit: Unit, index: int) -> Unit:
     return one
 
 
-def _loaded(job: Job, data: bytes) -> tuple[Any, BaseException | None]:
+def _loaded(job: Job, data: bytes, loads: Callable[[bytes], Any] = codec.loads) -> tuple[Any, BaseException | None]:
     """Unpickle a result; return it, or an error that says what came and why it is not to be had."""
     try:
-        return codec.loads(data), None
+        return loads(data), None
     except Exception as error:
         from procession._errors import RemoteError
 

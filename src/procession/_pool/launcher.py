@@ -34,6 +34,8 @@ class Launcher:
         self._context = context
         self._orders = _Sent(orders)
         self._template: Template | None = None
+        if self.method == "forkserver":
+            _preload()
         _inherited[id(self._orders)] = orders
 
     def make_template(self) -> None:
@@ -68,12 +70,26 @@ class Launcher:
                 pass
         return process.sentinel, False
 
+    def retire(self) -> None:
+        """No more workers will be started: the template may end when the last of its own has."""
+        if self._template is not None:
+            self._template.retire()
+
     def close(self) -> None:
         """End the template."""
         _inherited.pop(id(self._orders), None)
         if self._template is not None:
             self._template.close()
             self._template = None
+
+
+def _preload() -> None:
+    """Have the fork server, if it is not running yet, import what every worker needs, once for all of them."""
+    from multiprocessing import forkserver
+
+    server: Any = forkserver._forkserver
+    if server._forkserver_pid is None and __name__ not in server._preload_modules:
+        server._preload_modules = [*server._preload_modules, __name__]
 
 
 class _Sent:

@@ -20,7 +20,7 @@ From a worker, `wid` being its number::
     (ERROR, wid, seq, error, ns)
     (VALUES, wid, seq, start, data, errors, ns, last)   a part of a chunk: a list of results from `start` on; errors by index
     (REFUSED, wid, seq, error)                       could not be unpickled; nothing was run
-    (NO_FUNCTION, wid, seq, error)                   likewise, the function
+    (NO_FUNCTION, wid, seq, error, fid)              likewise, the function
     (READY, wid, pid)
     (FAILED, wid, error)                             the initializer raised
     (LEAVING, wid, why)                              takes nothing more
@@ -55,8 +55,8 @@ __all__ = [
     "PLAIN",
     "PONG",
     "READY",
-    "RUNNING_CELL",
     "REFUSED",
+    "RUNNING_CELL",
     "SEQ_CELL",
     "STAR",
     "STOP",

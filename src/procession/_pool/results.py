@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import reprlib
 import sys
 import threading
@@ -83,6 +84,16 @@ class Job:
         """Return the next unit to be done, None if there is none now."""
         raise NotImplementedError
 
+    def next_units(self, most: int, workers: int) -> list[Unit]:
+        """Return the next units to be done, up to `most` of them; none if there are none now."""
+        units: list[Unit] = []
+        while len(units) < most:
+            unit = self.next_unit(workers)
+            if unit is None:
+                break
+            units.append(unit)
+        return units
+
     def observe(self, items: int, seconds: float) -> None:
         """Take in that `items` took `seconds`."""
         each = seconds / items
@@ -112,6 +123,11 @@ class Job:
         """The items from `first` on returned `values`."""
         for i, value in enumerate(values):
             self.put_value(first + i, value)
+
+    def put_each(self, outcomes: list[tuple[int, Any]]) -> None:
+        """The items of these indices returned these values."""
+        for index, value in outcomes:
+            self.put_value(index, value)
 
     def put_error(self, index: int, error: BaseException) -> None:
         """Item `index` failed."""
@@ -260,6 +276,15 @@ class _Settling(Job):
 _event_lock = threading.Lock()
 
 
+def _after_fork() -> None:
+    # Whoever held it is not here.
+    global _event_lock
+    _event_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def _report(callback: object, error: Exception) -> None:
     """A callback raised: its caller is the thread that collects, which must go on; so it is printed."""
     sys.stderr.write(f"procession: the callback {callback!r} raised:\n")
@@ -319,7 +344,8 @@ class MapResult(_Settling, _std.MapResult):  # type: ignore[type-arg]
         self._cursor = 0
         self._chunksize = chunksize
         self._order = order
-        self._failed = 0
+        # Of several errors the one of the first item is raised, whichever came first.
+        self._failed_at = self._count
         self._first_error: BaseException | None = None
 
     def start(self) -> None:
@@ -342,8 +368,28 @@ class MapResult(_Settling, _std.MapResult):  # type: ignore[type-arg]
         self._cursor = at + size
         if size == 1:
             return Unit(self, at, items[at], 1, True)
-        part = list(items[at : at + size])
+        part = items[at : at + size]
         return Unit(self, at, part, len(part), False)
+
+    def next_units(self, most: int, workers: int) -> list[Unit]:
+        items = self._items
+        if self._chunksize != 1 or self._order is not None or items is None:
+            return super().next_units(most, workers)
+        start = self._cursor
+        self._cursor = stop = min(start + most, self._count)
+        return [Unit(self, i, items[i], 1, True) for i in range(start, stop)]
+
+    def put_each(self, outcomes: list[tuple[int, Any]]) -> None:
+        if self.settled:
+            return
+        values = self._values
+        for index, value in outcomes:
+            values[index] = value
+        self._left -= len(outcomes)
+        if self.progress is not None:
+            self.progress.advance(len(outcomes), 0)
+        if self._left == 0:
+            self._finish()
 
     def put_value(self, index: int, value: Any) -> None:
         if self.settled:
@@ -368,11 +414,10 @@ class MapResult(_Settling, _std.MapResult):  # type: ignore[type-arg]
     def put_error(self, index: int, error: BaseException) -> None:
         if self.settled:
             return
-        self._failed += 1
         if self.return_errors:
             self._values[index] = error
-        elif self._first_error is None:
-            self._first_error = error
+        elif index < self._failed_at:
+            self._failed_at, self._first_error = index, error
         self._left -= 1
         if self.progress is not None:
             self.progress.advance(1, 1)
@@ -634,6 +679,7 @@ class Stream(Job):
         self._input_error = None
         if not self.settled:
             self.settled = True
+            self.engine.settled(self)
             if self.progress is not None:
                 self.progress.close()
         if error is not None:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
         priority: int
         unit_seconds: float | None
 
-        def next_unit(self, workers: int) -> Unit | None:
-            """Return the next unit, None if there is none now."""
+        def next_units(self, most: int, workers: int) -> list[Unit]:
+            """Return the next units, `most` of them or fewer; none if there are none now."""
 
 
 __all__ = ["Loss", "Scheduler", "Unit", "Worker"]
@@ -74,6 +74,7 @@ class Unit:
         items = self.items[start:stop]
         unit = Unit(self.job, self.first + start, items, stop - start, False)
         unit.deaths = self.deaths
+        unit.seq = self.seq  # what it was called when it was lost
         return unit
 
 
@@ -85,15 +86,18 @@ class Worker:
         units: What it has been given and has not answered, oldest first; it works on the first.
         since: When it began with the first.
         accepting: False once it is to take nothing more.
+        items, busy_ns: How many items it has done, and for how long it was at them.
     """
 
-    __slots__ = ("accepting", "since", "units", "wid")
+    __slots__ = ("accepting", "busy_ns", "items", "since", "units", "wid")
 
     def __init__(self, wid: int) -> None:
         self.wid = wid
         self.units: deque[Unit] = deque()
         self.since = 0.0
         self.accepting = True
+        self.items = 0
+        self.busy_ns = 0
 
 
 class Loss:
@@ -162,41 +166,45 @@ class Scheduler:
         """Give units to the workers that have room; return who got which."""
         given: dict[int, tuple[Worker, list[Unit]]] = {}
         ready = [worker for worker in self.workers.values() if worker.accepting]
-        while ready and self.waiting:
-            unit = self._next(len(self.workers))
-            if unit is None:
+        while ready:
+            job = self._upcoming()
+            if job is None:
                 break
-            depth = self._depth(unit.job)
+            depth = self._depth(job)
             worker = min(ready, key=_load)
+            held = len(worker.units)
             # Filled up when half empty: one wake-up for many units.
-            if len(worker.units) > (depth // 2 if worker.wid not in given else depth - 1):
-                self._returned.appendleft(unit)
+            if held > (depth // 2 if worker.wid not in given else depth - 1):
                 break
-            units = given.setdefault(worker.wid, (worker, []))[1]
-            if depth == 1:
-                self._assign(worker, unit, units, now)
-                continue
             # In portions: evenly spread when there is little, and cheap when there is much.
-            for _ in range(max(1, depth // 8)):
-                self._assign(worker, unit, units, now)
-                unit = self._next(len(self.workers))
-                if unit is None:
-                    break
-            if unit is not None:
-                self._returned.appendleft(unit)
+            units = self._next(min(depth - held, max(1, depth // 4)))
+            if not units:
+                continue
+            if not held:
+                worker.since = now
+            self._assign(worker, units)
+            if worker.wid in given:
+                given[worker.wid][1].extend(units)
+            else:
+                given[worker.wid] = (worker, units)
         return list(given.values())
 
-    def _next(self, workers: int) -> Unit | None:
+    def _upcoming(self) -> Any:
+        """Return the job of the next unit; None when there is none, or none now."""
         if self._returned:
-            return self._returned.popleft()
-        while self._sources:
-            source = self._sources[0][2]
-            unit: Unit | None = source.next_unit(workers)
-            if unit is not None:
-                return unit
+            return self._returned[0].job
+        return self._sources[0][2] if self._sources else None
+
+    def _next(self, most: int) -> list[Unit]:
+        """Take up to `most` units of one job; a source that has none now is forgotten until it is added again."""
+        if self._returned:
+            return [self._returned.popleft()]
+        source = self._sources[0][2]
+        units: list[Unit] = source.next_units(most, len(self.workers))
+        if not units:
             heapq.heappop(self._sources)
             self._listed.discard(id(source))
-        return None
+        return units
 
     @staticmethod
     def _depth(job: Any) -> int:
@@ -205,34 +213,39 @@ class Scheduler:
             return 1
         return MOST_AHEAD if seconds * MOST_AHEAD < AHEAD_S else max(1, int(AHEAD_S / seconds))
 
-    def _assign(self, worker: Worker, unit: Unit, units: list[Unit], now: float) -> None:
-        self._seq += 1
-        unit.seq = self._seq
-        unit.worker = worker
-        self.inflight[unit.seq] = unit
-        if not worker.units:
-            worker.since = now
-        worker.units.append(unit)
-        units.append(unit)
+    def _assign(self, worker: Worker, units: list[Unit]) -> None:
+        seq = self._seq
+        inflight = self.inflight
+        for unit in units:
+            seq += 1
+            unit.seq = seq
+            unit.worker = worker
+            inflight[seq] = unit
+        self._seq = seq
+        worker.units.extend(units)
 
     def assign_now(self, worker: Worker, unit: Unit, now: float) -> None:
-        """Give a unit that came from no source to `worker`."""
-        self._assign(worker, unit, [], now)
+        """Give a unit that came from no source to `worker`, which is idle."""
+        worker.since = now
+        self._assign(worker, [unit])
 
     # -- what comes back
 
-    def answered(self, seq: int, now: float) -> Unit | None:
-        """A worker has answered all of a unit; return it, None if it is not known (any more)."""
+    def answered(self, seq: int, now: float, ns: int = 0) -> Unit | None:
+        """A worker has answered all of a unit, after `ns` nanoseconds; return it, None if it is not known (any more)."""
         unit = self.inflight.pop(seq, None)
-        if unit is None or unit.worker is None:
+        if unit is None:
             return None
         worker = unit.worker
-        if worker.units and worker.units[0] is unit:
-            worker.units.popleft()
-        else:
-            worker.units.remove(unit)
-        worker.since = now
         unit.worker = None
+        if worker is not None:
+            if worker.units[0] is unit:
+                worker.units.popleft()
+            else:
+                worker.units.remove(unit)
+            worker.since = now
+            worker.items += 1
+            worker.busy_ns += ns
         return unit
 
     def progressed(self, seq: int, offset: int, now: float) -> Unit | None:

@@ -29,7 +29,7 @@ __all__ = ["Orders", "main"]
 # So often an idle worker looks whether its parent is still there.
 _PARENT_CHECK_S = 1.0
 # A part of a chunk is answered when it has been worked on for this long: what a death can make to be done again.
-_FLUSH_NS = 10_000_000
+FLUSH_NS = 10_000_000
 # A worker's memory is looked at this often at most.
 _MEMORY_CHECK_S = 0.05
 
@@ -174,7 +174,7 @@ class _Worker:
             self.define(*message[1:])
         elif kind == m.FORGET:
             for known in (self.functions, self.seeded, self.missing):
-                known.pop(message[1], None)  # type: ignore[attr-defined]
+                known.pop(message[1], None)
         elif kind == m.PING:
             self.done.put((m.PONG, self.wid, message[1]))
         else:
@@ -205,7 +205,7 @@ class _Worker:
         if fid in self.seeded:
             return self.seeded[fid]
         error = self.missing.get(fid) or LookupError(f"function {fid} was not sent")
-        self.answer((m.NO_FUNCTION, self.wid, seq, pack(error)))
+        self.answer((m.NO_FUNCTION, self.wid, seq, pack(error), fid))
         return None
 
     def pickled(self, message: tuple[Any, ...]) -> None:
@@ -258,7 +258,7 @@ class _Worker:
             return
         function, seed = found
         try:
-            items = codec.loads(data)
+            items = codec.decode_items(data)
         except Exception as error:
             self.answer((m.REFUSED, self.wid, seq, pack(error)))
             return
@@ -273,7 +273,7 @@ class _Worker:
                 try:
                     cells[m.RUNNING_CELL] = seq
                     if seed is None:
-                        _native._run_items(function, items, at, cells, m.INDEX_CELL, results, _FLUSH_NS)
+                        _native._run_items(function, items, at, cells, m.INDEX_CELL, results, FLUSH_NS)
                     else:
                         cells[m.INDEX_CELL] = at
                         seed_task(seed, first + at)
@@ -289,7 +289,7 @@ class _Worker:
                     errors[at] = pack(error)
                     results.append(None)
                     at += 1
-                if time.perf_counter_ns() - begun >= _FLUSH_NS:
+                if time.perf_counter_ns() - begun >= FLUSH_NS:
                     break
             spent = time.perf_counter_ns() - begun
             self.answer_part(seq, start, results, errors, spent, at >= count)
@@ -303,7 +303,7 @@ class _Worker:
     ) -> None:
         by_value = self.orders.main_by_value
         try:
-            data = codec.encode_result(results, main_by_value=by_value)
+            data = codec.encode_results(results, main_by_value=by_value)
         except Exception:
             # One of them: find it.
             for i, result in enumerate(results):
@@ -312,13 +312,13 @@ class _Worker:
                 except Exception as error:
                     errors[start + i] = unsendable(result, error)
                     results[i] = None
-            data = codec.encode_result(results, main_by_value=by_value)
+            data = codec.encode_results(results, main_by_value=by_value)
         try:
             self.done.put((m.VALUES, self.wid, seq, start, data, errors or None, spent, last))
         except MemoryError as error:
             failed = pack(error)
             errors.update((start + i, failed) for i in range(len(results)))
-            nothing = codec.encode([None] * len(results))
+            nothing = codec.encode_results([None] * len(results))
             self.done.put((m.VALUES, self.wid, seq, start, nothing, errors, spent, last))
 
     def finished(self, count: int) -> None:

@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import struct
+import threading
 from multiprocessing import context as _context
 from multiprocessing import reduction, util
 
@@ -67,9 +68,13 @@ class Template:
         """
         reduction.sendfds(self._socket, [child_reads, status_to])
 
-    def close(self) -> None:
-        """End the template; waits for its end, which is at once."""
+    def retire(self) -> None:
+        """Have the template end when its last child has."""
         self._socket.close()
+
+    def close(self) -> None:
+        """End the template; waits for its end, and so for that of its children."""
+        self.retire()
         if self._owner == os.getpid():
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
@@ -84,6 +89,7 @@ class TemplatePopen(Reaper):
     def __init__(self, process: Any, template: Template) -> None:
         self._fds: list[int] = []
         self._template = template
+        self._reading = threading.Lock()
         super().__init__(process)
 
     def _launch(self, process: Any) -> None:
@@ -116,18 +122,19 @@ class TemplatePopen(Reaper):
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         """Return the exit code, None while the child runs."""
         if self.returncode is None:
-            timeout = 0 if flag == os.WNOHANG else None
             from multiprocessing.connection import wait
 
-            if not wait([self.sentinel], timeout):
+            if not wait([self.sentinel], 0 if flag == os.WNOHANG else None):
                 return None
-            try:
-                code = _read_number(self.sentinel)
-            except (OSError, EOFError):
-                code = 255  # the template is gone, and nobody knows
-            self.returncode = code
-            _native.record_exit(self.pid, code)
-            self._handles = None
+            with self._reading:  # active_children() in one thread, join() in another
+                if self.returncode is None:
+                    try:
+                        code = _read_number(self.sentinel)
+                    except (OSError, EOFError):
+                        code = 255  # the template is gone, and nobody knows
+                    self.returncode = code
+                    _native.record_exit(self.pid, code)
+                    self._handles = None
         return self.returncode
 
     def duplicate_for_child(self, fd: int) -> int:  # noqa: ARG002
@@ -149,7 +156,7 @@ def _read_number(fd: int) -> int:
 
 
 def _serve(requests: socket.socket, parent: int) -> None:
-    """Be the template, until the parent closes the socket or ends."""
+    """Be the template, until the parent ends, or has closed the socket and all children have ended."""
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     wake_reads, wake_writes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     ended = signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -158,18 +165,21 @@ def _serve(requests: socket.socket, parent: int) -> None:
     poll = select.poll()
     poll.register(requests, select.POLLIN)
     poll.register(wake_reads, select.POLLIN)
-    while os.getppid() == parent:
+    wanted = True
+    while os.getppid() == parent and (wanted or children):
         ready = dict(poll.poll(_PARENT_CHECK_MS))
         if wake_reads in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(wake_reads, 4096)
         _reap(children)
-        if requests.fileno() not in ready:
+        if not wanted or requests.fileno() not in ready:
             continue
         try:
             child_reads, status_to = reduction.recvfds(requests, 2)
         except (EOFError, OSError, RuntimeError):
-            return
+            wanted = False
+            poll.unregister(requests)
+            continue
         pid = os.fork()
         if pid == 0:
             code = 1

@@ -21,16 +21,21 @@ from multiprocessing import process as _process
 from multiprocessing.reduction import ForkingPickler
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 
+from procession import _native
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Any, ClassVar
 
 __all__ = [
     "annotate",
+    "decode_items",
     "dumps",
     "encode",
+    "encode_items",
     "encode_result",
+    "encode_results",
     "find_culprit",
     "is_found_by_name",
     "loads",
@@ -85,6 +90,24 @@ def encode(obj: object, *, main_by_value: bool = False) -> bytes:
         del descriptors[known:]
         return _by_value(obj, main_by_value=True)
     return data
+
+
+def encode_items(items: Sequence[Any], *, main_by_value: bool = False) -> bytes:
+    """Encode a chunk of items for `decode_items`."""
+    return _native._pack_numbers(items) or encode(items, main_by_value=main_by_value)  # type: ignore[arg-type]
+
+
+def encode_results(results: list[Any], *, main_by_value: bool = False) -> bytes:
+    """Encode a chunk of results for `decode_items`; see `encode_result`."""
+    return _native._pack_numbers(results) or encode_result(results, main_by_value=main_by_value)
+
+
+def decode_items(data: bytes) -> list[Any]:
+    """Return the items as a list; a chunk of a range or tuple too."""
+    if data[:1] in {b"I", b"D"}:
+        return _native._unpack_numbers(data)
+    items = loads(data)
+    return items if type(items) is list else list(items)
 
 
 def encode_result(obj: object, *, main_by_value: bool = False) -> bytes:
