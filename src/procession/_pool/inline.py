@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from procession._pool import messages as m
 from procession._pool.errors import TaskCancelledError
 from procession._pool.functions import Registry
+from procession._pool.insights import Insights, Ledger, SlowTask, WorkerInsights
 from procession._pool.worker import seed_task
 
 if TYPE_CHECKING:
@@ -31,6 +34,10 @@ class InlineEngine:
         self.members: dict[int, Any] = {}
         self.worker_state: dict[str, Any] = {}
         self._orders = orders
+        self._ledger = Ledger(time.monotonic())
+        self._items = 0
+        self._working = 0.0
+        self._slowest: list[SlowTask] = []
         if orders.initializer is not None:
             orders.initializer(*orders.initargs)
         if orders.worker_init is not None:
@@ -54,6 +61,7 @@ class InlineEngine:
         function = job.function
         if function.seed is not None:
             seed_task(function.seed, index)
+        begun = time.perf_counter()
         try:
             if function.mode == m.EACH:
                 value = self._call(function.function, item)
@@ -62,9 +70,25 @@ class InlineEngine:
             else:
                 value = self._call(function.function, *item[0], **item[1])
         except Exception as error:
+            self._took(time.perf_counter() - begun, job, item)
             job.put_error(index, error)
         else:
+            self._took(time.perf_counter() - begun, job, item)
             job.put_value(index, value)
+        if job.progress is not None:
+            job.progress.tick(time.monotonic())
+
+    def _took(self, seconds: float, job: Job, item: Any) -> None:
+        self._items += 1
+        self._working += seconds
+        if len(self._slowest) < 5 or seconds > self._slowest[-1].seconds:
+            task = SlowTask(seconds, job.function.describe(item))
+            self._slowest = sorted([*self._slowest, task], key=lambda one: -one.seconds)[:5]
+
+    def insights(self) -> Insights:
+        now = time.monotonic()
+        me = WorkerInsights("this process", os.getpid(), "waiting", self._items, 0.0, 0.0, self._working)
+        return self._ledger.insights([me], self._slowest, now)
 
     def call(self, job: AsyncResult) -> Any:
         self.submit(job)

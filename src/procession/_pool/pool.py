@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from procession._pool.functions import Function
+    from procession._pool.insights import Insights
 
 __all__ = ["Pool", "orders_and_options"]
 
@@ -52,6 +53,8 @@ class Pool(_std.Pool):
             deaths that cost no task count, and `max(4, 2 * processes)` are allowed.
         restart_period: Seconds.
         idle_timeout: After so many seconds without work the workers are let go, and started again when there is some.
+        stall_report: When somebody waits and nothing has finished for so many seconds, a line on stderr says which worker
+            does what since when, once. None: never.
 
     Raises:
         ValueError: `processes` is less than 1, or `maxtasksperchild` no positive number.
@@ -77,6 +80,7 @@ class Pool(_std.Pool):
         max_restarts: int | None = None,
         restart_period: float = 10.0,
         idle_timeout: float | None = None,
+        stall_report: float | None = 30.0,
     ) -> None:
         self._engine: Any = None
         self._state_here: str | None = None
@@ -104,6 +108,7 @@ class Pool(_std.Pool):
             max_restarts=max_restarts,
             restart_period=restart_period,
             idle_timeout=idle_timeout,
+            stall_report=stall_report,
         )
         self._ctx = context
         self._initializer = initializer
@@ -285,8 +290,8 @@ class Pool(_std.Pool):
         job_options = self._mapping_options(options)
         job = MapResult(function, items, _chunksize(chunksize), order=order, **rest, **job_options)
         job.engine = self._engine
-        job.progress = _progress(progress, len(items), function)
         self._engine.check()
+        job.progress = _progress(progress, len(items), function)
         job.start()
         if items:
             self._engine.submit(job)
@@ -347,6 +352,7 @@ class Pool(_std.Pool):
         job_options = self._mapping_options(options)
         stream = Stream(function, iterable, _chunksize(chunksize), buffersize, ordered, **rest, **job_options)
         total = len(iterable) if isinstance(iterable, Sized) else None
+        self._engine.check()
         stream.progress = _progress(progress, total, function)
         self._engine.submit_stream(stream)
         return stream
@@ -389,6 +395,10 @@ class Pool(_std.Pool):
     def resize(self, processes: int) -> None:
         """Have this many workers: more are started, those too many leave after the task they are at."""
         self._engine.resize(processes)
+
+    def insights(self) -> Insights:
+        """Return what the workers have done with their time, and the slowest tasks; at any time, the pool's end included."""
+        return self._engine.insights()  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Take no more work; the workers leave when all is done."""
@@ -448,6 +458,7 @@ def orders_and_options(
     max_restarts: int | None = None,
     restart_period: float = 10.0,
     idle_timeout: float | None = None,
+    stall_report: float | None = 30.0,
 ) -> tuple[Orders, Options]:
     """Check what a pool was given, and return what its workers and its engine are told; see `Pool` for what each means.
 
@@ -477,6 +488,7 @@ def orders_and_options(
         restart_period=restart_period,
         hard_memory=hard,
         idle_timeout=_positive("idle_timeout", idle_timeout),
+        stall_report=_positive("stall_report", stall_report),
     )
     return orders, options
 

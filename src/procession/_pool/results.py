@@ -352,6 +352,8 @@ class MapResult(_Settling, _std.MapResult):  # type: ignore[type-arg]
         """Settle it if there is nothing to do."""
         if self._left == 0:
             self._items = None
+            if self.progress is not None:
+                self.progress.close()
             self._settle(True, [])
 
     def next_unit(self, workers: int) -> Unit | None:
@@ -626,6 +628,8 @@ class Stream(Job):
             self._buffer.clear()
             self._condition.notify_all()
         self._room.set()
+        if self.progress is not None:
+            self.progress.close()
 
     def close(self) -> None:
         """Give up the rest: what waits is dropped, what runs is interrupted."""
@@ -633,6 +637,8 @@ class Stream(Job):
             self.settled = True
             self._room.set()
             self.engine.drop(self)
+            if self.progress is not None:
+                self.progress.close()
 
     def next(self, timeout: float | None = None) -> Any:
         """Return the next result; see `IMapIterator.next`."""
