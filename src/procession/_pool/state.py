@@ -137,8 +137,10 @@ class Scheduler:
             heapq.heappush(self._sources, (-source.priority, self._order, source))
 
     def give_back(self, units: list[Unit]) -> None:
-        """Put units that nobody has begun before everything else, in their order."""
+        """Put units that nobody has begun before everything else of their priority, in their order."""
         self._returned.extendleft(reversed(units))
+        if len({unit.job.priority for unit in self._returned}) > 1:
+            self._returned = deque(sorted(self._returned, key=_urgency))
 
     def withdraw(self, job: Any) -> list[Unit]:
         """Forget what `job` has not given out; return its units that workers have."""
@@ -191,13 +193,19 @@ class Scheduler:
 
     def _upcoming(self) -> Any:
         """Return the job of the next unit; None when there is none, or none now."""
-        if self._returned:
+        if self._returned_first():
             return self._returned[0].job
         return self._sources[0][2] if self._sources else None
 
+    def _returned_first(self) -> bool:
+        """The next unit is a returned one: no source is more urgent."""
+        if not self._returned:
+            return False
+        return not self._sources or self._returned[0].job.priority >= self._sources[0][2].priority
+
     def _next(self, most: int) -> list[Unit]:
         """Take up to `most` units of one job; a source that has none now is forgotten until it is added again."""
-        if self._returned:
+        if self._returned_first():
             return [self._returned.popleft()]
         source = self._sources[0][2]
         units: list[Unit] = source.next_units(most, len(self.workers))
@@ -328,3 +336,7 @@ class Scheduler:
 
 def _load(worker: Worker) -> int:
     return len(worker.units)
+
+
+def _urgency(unit: Unit) -> int:
+    return -int(unit.job.priority)
