@@ -138,7 +138,7 @@ class Stepper {
         planned[k] = true;
       }
     }
-    const i64 limit = start + i64{full_ ? 600'000 : s_.meanwhile != nullptr ? 8'000 : 600} * kMillisecond;
+    const i64 limit = start + i64{full_ ? 3'600'000 : s_.meanwhile != nullptr ? 8'000 : 600} * kMillisecond;
     int bad = 0;
     size_t done = 0;
     const i64 longest =
