@@ -192,6 +192,7 @@ class Pool(_std.Pool):
         options.setdefault("timeout", self._options.timeout)
         options.setdefault("retries", self._options.retries)
         job = AsyncResult(self._engine.functions.get(func, mode), item, None, **options)
+        job.owner = self
         job.snapshot()
         return job
 
@@ -289,7 +290,7 @@ class Pool(_std.Pool):
         progress = options.pop("progress", None)
         job_options = self._mapping_options(options)
         job = MapResult(function, items, _chunksize(chunksize), order=order, **rest, **job_options)
-        job.engine = self._engine
+        job.engine, job.owner = self._engine, self
         self._engine.check()
         job.progress = _progress(progress, len(items), function)
         job.start()
@@ -316,7 +317,7 @@ class Pool(_std.Pool):
                 the workers busy. ``kwargs``, ``on_error``, ``seed``, ``progress``, ``timeout``, ``retries``,
                 ``priority``: as for `map_async`.
         """
-        return IMapIterator(self._stream(func, iterable, more, chunksize, True, options))
+        return IMapIterator(self._stream(func, iterable, more, chunksize, True, options), self)
 
     def imap_unordered(
         self,
@@ -327,7 +328,7 @@ class Pool(_std.Pool):
         **options: Any,
     ) -> IMapUnorderedIterator:
         """As `imap`, with the results in the order in which they come."""
-        return IMapUnorderedIterator(self._stream(func, iterable, more, chunksize, False, options))
+        return IMapUnorderedIterator(self._stream(func, iterable, more, chunksize, False, options), self)
 
     def _stream(
         self,

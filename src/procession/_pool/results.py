@@ -64,6 +64,7 @@ class Job:
         timeout: Seconds each item may take; None for no limit.
         retries: How many more workers may die of an item.
         unit_seconds: How long its units take, a moving average; None before the first answer.
+        owner: The pool, which is not collected as garbage while it has something to do.
         settled: It has its result; what comes now is ignored.
     """
 
@@ -79,6 +80,7 @@ class Job:
     return_errors = False
     progress: Any = None
     waited_for = 0
+    owner: Any = None
 
     def next_unit(self, workers: int) -> Unit | None:
         """Return the next unit to be done, None if there is none now."""
@@ -264,6 +266,7 @@ class _Settling(Job):
             event = self._event
             listeners = self._listeners
             self._listeners = None
+        self.owner = None
         if event is not None:
             event.set()
         for listener in listeners or ():
@@ -696,8 +699,9 @@ class Stream(Job):
 class IMapIterator(_std.IMapIterator):  # type: ignore[type-arg]
     """Gives out the results of a stream; what `Pool.imap` returns. Dropping it cancels what it has not given out."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, owner: Any) -> None:
         self._stream = stream
+        self._owner = owner
 
     def __iter__(self) -> IMapIterator:
         return self

@@ -35,7 +35,7 @@ __all__ = ["Loss", "Scheduler", "Unit", "Worker"]
 # A worker is given units for about this long in advance. Long against a wake-up (10 to 50 us), so that it never waits for
 # the parent; short, since what it holds another cannot take without being asked.
 AHEAD_S = 0.004
-MOST_AHEAD = 64
+MOST_AHEAD = 256
 
 
 class Unit:
