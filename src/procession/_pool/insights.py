@@ -107,6 +107,7 @@ class Insights:
         workers: Those that live.
         ended: The last of those that have ended.
         total: All workers together, those that ended long ago included.
+        count: How many workers there have been.
         slowest: The slowest tasks, the slowest first. An item of a chunk is seen only if it took more than 0.01 s.
         restarts: How many workers have died and were, or will be, replaced; those that left as planned do not count.
         elapsed: Seconds since the pool was made; until its end, if it has ended.
@@ -115,6 +116,7 @@ class Insights:
     workers: tuple[WorkerInsights, ...]
     ended: tuple[WorkerInsights, ...]
     total: WorkerInsights
+    count: int
     slowest: tuple[SlowTask, ...]
     restarts: int
     elapsed: float
@@ -126,7 +128,8 @@ class Insights:
 
     def _title(self) -> str:
         died = f", {self.restarts} died" if self.restarts else ""
-        return f"{self.items:,} items in {self.elapsed:.2f} s by {len(self.workers)} workers{died}"
+        workers = "1 worker" if self.count == 1 else f"{self.count} workers"
+        return f"{self.items:,} items in {self.elapsed:.2f} s by {workers}{died}"
 
     def _rows(self) -> list[tuple[str, ...]]:
         head = ("worker", "pid", "state", "items", "starting", "waiting", "working")
@@ -187,12 +190,14 @@ class Ledger:
         self._begun = now
         self._end: float | None = None
         self._ended: deque[WorkerInsights] = deque(maxlen=_ENDED)
+        self._count = 0
         self._items = 0
         self._times = (0.0, 0.0, 0.0)
 
     def left(self, worker: WorkerInsights) -> None:
         """A worker has ended."""
         self._ended.append(worker)
+        self._count += 1
         self._items += worker.items
         starting, waiting, working = self._times
         self._times = (starting + worker.starting, waiting + worker.waiting, working + worker.working)
@@ -215,4 +220,5 @@ class Ledger:
         )
         elapsed = (now if self._end is None else self._end) - self._begun
         slow = tuple(sorted(slowest, key=lambda task: -task.seconds))
-        return Insights(tuple(workers), tuple(self._ended), total, slow, self.restarts, elapsed)
+        count = self._count + len(workers)
+        return Insights(tuple(workers), tuple(self._ended), total, count, slow, self.restarts, elapsed)
