@@ -40,6 +40,13 @@ if TYPE_CHECKING:
         StaleHandleError,
     )
     from procession._native import memory
+    from procession._pool.errors import (
+        PoolBrokenError,
+        TaskCancelledError,
+        TaskTimeoutError,
+        WorkerDiedError,
+        WorkerMemoryError,
+    )
     from procession._proc.limits import cpu_limits, memory_limit, memory_limits
     from procession._version import __version__
     from procession.context import (
@@ -50,6 +57,7 @@ if TYPE_CHECKING:
         TimeoutError,  # noqa: A004
         _default_context,
     )
+    from procession.futures import ProcessPoolExecutor, register_joblib_backend
     from procession.install import install
 
     Array = _default_context.Array
@@ -103,9 +111,11 @@ __all__ = [
     "Manager",
     "Pipe",
     "Pool",
+    "PoolBrokenError",
     "Process",
     "ProcessDiedError",
     "ProcessError",
+    "ProcessPoolExecutor",
     "ProcessionError",
     "Queue",
     "RLock",
@@ -117,8 +127,12 @@ __all__ = [
     "ShutDown",
     "SimpleQueue",
     "StaleHandleError",
+    "TaskCancelledError",
+    "TaskTimeoutError",
     "TimeoutError",
     "Value",
+    "WorkerDiedError",
+    "WorkerMemoryError",
     "__version__",
     "active_children",
     "allow_connection_pickling",
@@ -137,6 +151,7 @@ __all__ = [
     "memory_limits",
     "parent_process",
     "reducer",
+    "register_joblib_backend",
     "set_executable",
     "set_forkserver_preload",
     "set_start_method",
@@ -148,18 +163,25 @@ _HOMES = {
     "ForeignHandleError": "_errors",
     "LockOwnerDied": "_errors",
     "LockOwnerDiedError": "_errors",
+    "PoolBrokenError": "_pool.errors",
     "ProcessDiedError": "_errors",
+    "ProcessPoolExecutor": "futures",
     "ProcessionError": "_errors",
     "RemoteError": "_errors",
     "RemoteTraceback": "_errors",
     "ShutDown": "_errors",
     "StaleHandleError": "_errors",
+    "TaskCancelledError": "_pool.errors",
+    "TaskTimeoutError": "_pool.errors",
+    "WorkerDiedError": "_pool.errors",
+    "WorkerMemoryError": "_pool.errors",
     "__version__": "_version",
     "cpu_limits": "_proc.limits",
     "install": "install",
     "memory": "_native",
     "memory_limit": "_proc.limits",
     "memory_limits": "_proc.limits",
+    "register_joblib_backend": "futures",
 }
 
 # Submodules that need no import of their own: `import multiprocessing` brings some of them and programs rely on it.
@@ -168,6 +190,7 @@ _MODULES = frozenset(
         "connection",
         "context",
         "dummy",
+        "futures",
         "heap",
         "managers",
         "pool",

@@ -37,6 +37,14 @@ def __getattr__(name: str) -> Any:
     return getattr(_std, name)
 
 
+def context_of_ours(context: Any) -> Any:
+    """Return the context of ours that stands for one of the standard library's, or for None; any other as it is."""
+    if context is None or type(context) in _STANDARD:
+        # The workers talk through the arena, which the standard library's processes do not bring along.
+        return _context._default_context.get_context(context and context.get_start_method())
+    return context
+
+
 class Pool(_Pool):  # noqa: D101
     __doc__ = _Pool.__doc__
 
@@ -49,7 +57,4 @@ class Pool(_Pool):  # noqa: D101
         context: Any = None,
         **options: Any,
     ) -> None:
-        if context is None or type(context) in _STANDARD:
-            # The workers talk through the arena, which the standard library's processes do not bring along.
-            context = _context._default_context.get_context(context and context.get_start_method())
-        super().__init__(processes, initializer, initargs, maxtasksperchild, context, **options)
+        super().__init__(processes, initializer, initargs, maxtasksperchild, context_of_ours(context), **options)
