@@ -627,6 +627,8 @@ class Stream(Job):
 
     def abandon(self, error: BaseException) -> None:
         with self._condition:
+            if self._exhausted and self._taken + len(self._results) + len(self._come) >= self._read:
+                return  # all is there, and waits for its consumer
             self._abandoned = error
             self._buffer.clear()
             self._condition.notify_all()
@@ -655,11 +657,11 @@ class Stream(Job):
                     outcome = self._pop()
                     if outcome is not None:
                         break
-                    if self._exhausted and self._taken >= self._read:
-                        self._end()
                     if self._abandoned is not None:
                         self.settled = True
                         raise self._abandoned
+                    if self._exhausted and self._taken >= self._read:
+                        self._end()
                     left = None if deadline is None else deadline - time.monotonic()
                     if left is not None and left <= 0:
                         raise _TimeoutError(f"no result after {timeout:g} s")
