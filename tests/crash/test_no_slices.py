@@ -10,6 +10,7 @@ import threading
 import pytest
 
 import procession
+from procession import _native
 from tests.crash import family
 from tests.crash.blocking import CALLS, ON_FUTEX
 
@@ -19,9 +20,9 @@ ROUNDS = 300
 @pytest.fixture(autouse=True)
 def no_slices():
     """Children inherit it by fork."""
-    procession._native._set_slices(False)
+    _native._set_slices(False)
     yield
-    procession._native._set_slices(True)
+    _native._set_slices(True)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 import procession
-from procession import ForeignHandleError, StaleHandleError
+from procession import ForeignHandleError, StaleHandleError, _native
 from tests.crash import family
 
 MAKERS = {
@@ -157,7 +157,7 @@ def test_an_object_lives_until_the_last_process_lets_it_go(fork):
     process.join()
     del process, go, out
     gc.collect()
-    procession._native.collect()
+    _native.collect()
     assert before >= procession.memory()["objects"]
 
 
@@ -176,14 +176,14 @@ def _wait_and_move(go, q, out):
 
 def test_what_a_killed_process_made_and_nobody_else_holds_is_given_back(fork):
     gc.collect()
-    procession._native.collect()
+    _native.collect()
     before = procession.memory()["blocks"]
     process = fork.Process(target=_make_many_and_die)
     process.start()
     process.join()
     del process
     gc.collect()
-    procession._native.collect()
+    _native.collect()
     assert before >= procession.memory()["blocks"]
 
 
@@ -209,11 +209,11 @@ def test_a_stranger_gets_one_clear_error(tmp_path):
 def test_a_handle_to_what_has_been_freed_gets_one_clear_error(fork):
     """Its bytes were kept by somebody who held no handle; the memory may be another object's by now."""
     kept = []
-    former = procession._native.handle_collector(kept)
+    former = _native.handle_collector(kept)
     try:
         data = pickle.dumps(fork.Lock())
     finally:
-        procession._native.handle_collector(former)
+        _native.handle_collector(former)
     assert pickle.loads(data).acquire(False)
     kept.clear()
     gc.collect()
@@ -232,7 +232,7 @@ def test_errors_about_handles_are_what_programs_already_catch():
 
 def test_bytes_that_are_no_handle_are_refused():
     """The function that rebuilds handles is named in every pickle: nothing given to it may crash."""
-    rebuild = procession._native._rebuild
+    rebuild = _native._rebuild
     lock = procession.Lock()
     _, (kind, arena, block, gen), *_ = lock.__reduce__()
     for args in ((kind, arena, 0, gen), (kind, arena, 1 << 31, gen), (kind, arena, block, gen + 1)):
