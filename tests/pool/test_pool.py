@@ -142,7 +142,6 @@ def test_a_pool_that_is_left_without_close_says_so_and_ends() -> None:
     workers = pool._pool
     with pytest.warns(ResourceWarning, match="unclosed running multiprocessing pool"):
         del pool
-        gc.collect()
     for worker in workers:
         worker.join()
 
