@@ -104,7 +104,9 @@ def sanitizers(session: nox.Session, which: str) -> None:
 def bench(session: nox.Session) -> None:
     """The benchmarks, beside the rivals where they can be installed. Arguments after ``--`` go to benchmarks/run.py."""
     session.install(".")
-    for rival in ("cloudtoid-interprocess", "faster-fifo"):
+    queues = ("cloudtoid-interprocess", "faster-fifo")
+    pools = ("loky", "joblib", "mpire", "pebble", "billiard", "distributed", "dask", "ray")
+    for rival in (*queues, *pools):
         session.install(rival, success_codes=[0, 1])
     session.run("python", "benchmarks/run.py", *session.posargs)
 

@@ -26,7 +26,17 @@ if TYPE_CHECKING:
 
 OURS = "procession"
 #: What the rivals of the table are called on PyPI.
-DISTRIBUTIONS = {"cloudtoid": "cloudtoid-interprocess", "faster-fifo": "faster-fifo"}
+DISTRIBUTIONS = {
+    "cloudtoid": "cloudtoid-interprocess",
+    "faster-fifo": "faster-fifo",
+    "loky": "loky",
+    "joblib": "joblib",
+    "mpire": "mpire",
+    "pebble": "pebble",
+    "billiard": "billiard",
+    "Dask": "distributed",
+    "Ray": "ray",
+}
 
 
 @dataclass(frozen=True)
@@ -66,9 +76,11 @@ class Scenario:
     title: str
     measure: Mapping[str, Callable[[int], Cost]]
     targets: tuple[Target, ...] = ()
-    unit: str = "rate"  # or "time": how the figure is shown
+    unit: str = "rate"  # or "time", or "memory" (bytes in the place of seconds): how the figure is shown
     start_n: int = 1000  # operations of the first trial and of --quick
     max_n: int = 20_000_000
+    full_n: int | None = None  # a job of this size each time, instead of as many operations as fill the window
+    most_rounds: int = 1000  # where rounds are long and alike
     more_rounds: int = 1  # times as many rounds: where the scheduler's choice of cores makes two or three clusters
 
 
@@ -131,7 +143,7 @@ def run(scenario: Scenario, settings: Settings) -> Result:
     result = Result(scenario, {rival: [] for rival in scenario.measure})
     sizes = {rival: _calibrate(scenario, measure, settings) for rival, measure in scenario.measure.items()}
     rivals = list(scenario.measure)
-    for turn in range(settings.rounds * scenario.more_rounds):
+    for turn in range(min(settings.rounds * scenario.more_rounds, scenario.most_rounds)):
         first = turn % len(rivals)
         for rival in rivals[first:] + rivals[:first]:
             size = sizes[rival]
@@ -142,6 +154,8 @@ def run(scenario: Scenario, settings: Settings) -> Result:
                 lambda rival=rival, size=size: scenario.measure[rival](size), settings.timeout_s
             )
             result.rounds[rival].append(measured)
+            if isinstance(measured, Failure) and scenario.full_n:
+                sizes[rival] = measured  # the same job would fail again, and a time limit each
     return result
 
 
@@ -152,12 +166,12 @@ def _calibrate(scenario: Scenario, measure: Callable[[int], Cost], settings: Set
         trial = in_process_group(lambda size=size: measure(size), settings.timeout_s)
         if isinstance(trial, Failure):
             return trial
-        if settings.quick or trial.elapsed_s >= settings.window_s / 2:
+        if settings.quick or scenario.full_n or trial.elapsed_s >= settings.window_s / 2:
             break
         # At most 30 times as many at once: the first trial is short and so a poor guess.
         growth = min(settings.window_s / max(trial.elapsed_s, 1e-6), 30.0)
         size = min(int(size * growth) + 1, scenario.max_n)
-    return size
+    return size if settings.quick else scenario.full_n or size
 
 
 def in_process_group(measure: Callable[[], Cost], timeout_s: float) -> Cost | Failure:
@@ -215,13 +229,15 @@ def _report(measure: Callable[[], Cost], writing: int) -> None:
 
 
 def show(cost_s: float, unit: str) -> str:
-    """A figure to three digits: operations a second for 'rate', else a time."""
+    """A figure to three digits: operations a second for 'rate', megabytes for 'memory', else a time."""
     if unit == "rate":
         rate = 1 / cost_s
         for factor, suffix in ((1e6, " M/s"), (1e3, " k/s")):
             if rate >= factor:
                 return f"{rate / factor:.3g}{suffix}"
         return f"{rate:.3g} /s"
+    if unit == "memory":
+        return f"{cost_s / 1e6:.3g} MB"
     for factor, suffix in ((1.0, " s"), (1e-3, " ms"), (1e-6, " us")):
         if cost_s >= factor:
             return f"{cost_s / factor:.3g}{suffix}"

@@ -15,13 +15,19 @@ from pathlib import Path
 
 import harness
 import lock_scenarios
+import pool_scenarios
 import queue_scenarios
 import startup_scenarios
 
 
 def scenarios() -> list[harness.Scenario]:
     """Every scenario, in the order of the table."""
-    return [*queue_scenarios.scenarios(), *lock_scenarios.scenarios(), *startup_scenarios.scenarios()]
+    return [
+        *queue_scenarios.scenarios(),
+        *lock_scenarios.scenarios(),
+        *pool_scenarios.scenarios(),
+        *startup_scenarios.scenarios(),
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:
