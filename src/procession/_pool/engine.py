@@ -186,6 +186,7 @@ class Engine:
         self._begun = self._last_answer = self._last_look = self._memory_looked = self._idle_since = now
         self._stall_said = self._was_busy = False
         self._joining = 0
+        self._forsaken: deque[Stream] = deque()
         self._ledger = Ledger(now)
         self._shown: set[Any] = set()
         self._bell_fd = -1
@@ -244,6 +245,7 @@ class Engine:
         if job.progress is not None:
             self._shown.add(job.progress)
         with self._lock:
+            self.check()  # again: it may have ended meanwhile, and have told those whom it knew
             if self._scheduler.idle:
                 self._last_answer = time.monotonic()
             self._jobs.add(job)
@@ -257,6 +259,7 @@ class Engine:
         if stream.progress is not None:
             self._shown.add(stream.progress)
         with self._lock:
+            self.check()
             self._jobs.add(stream)
             self._streams.add(stream)
         threading.Thread(target=stream.feed, name="procession-input", daemon=True).start()
@@ -310,6 +313,7 @@ class Engine:
     def _begin_alone(self, job: AsyncResult) -> int:
         """Give a call to an idle worker, if nothing else is going on; return its number, or 0."""
         with self._lock:
+            self.check()
             if self._led or not self._scheduler.idle:
                 return 0
             worker = self._idle_worker()
@@ -396,6 +400,12 @@ class Engine:
                         member.stop = _Stop(unit.seq, None, now)
         self._pump()
         self.nudge()
+
+    def forsake(self, stream: Stream) -> None:
+        """The iterator over a stream is gone. The garbage collector says so, at any place: no lock can be taken here."""
+        if not self._forked:
+            self._forsaken.append(stream)
+            self.nudge()
 
     def settled(self, job: Job) -> None:
         """A job has its result."""
@@ -660,16 +670,21 @@ class Engine:
 
     def _on_time(self, now: float) -> float:
         """Do what is due; return how long nothing will be."""
+        while self._forsaken:
+            self._forsaken.popleft().close()
         wait = self.options.stall_report or 3600.0
         with self._lock:
             members = list(self.members.values())
             for member in members:
                 units = member.worker.units
-                if member.stop is None and units:
+                if member.stop is None and units and units[0].job.settled:
+                    # Nobody wants it any more, but it had been taken before it could be taken back.
+                    member.stop = _Stop(units[0].seq, None, now)
+                elif member.stop is None and units and member.ready is not None:
                     limit = units[0].job.timeout
                     if limit is not None:
                         left = member.worker.since + limit - now
-                        if left <= 0 and not units[0].job.settled:
+                        if left <= 0:
                             text = self._text(units[0], member)
                             member.stop = _Stop(units[0].seq, TaskTimeoutError(text, limit), now)
                         else:
@@ -860,10 +875,11 @@ class Engine:
         self._pump()
 
     def _part(self, message: tuple[Any, ...], now: float, outcomes: list[Any]) -> None:
-        seq, spent, last = message[2], message[6], message[7]
+        seq, spent = message[2], message[6]
         unit = self._scheduler.inflight.get(seq)
         if unit is None:
             return
+        last = message[7] == unit.count
         if unit.worker is not None:
             unit.worker.busy_ns += spent
             unit.worker.items += unit.count - 1 if last else 0
@@ -963,17 +979,15 @@ class Engine:
         return error
 
     def _deliver_part(self, unit: Unit, message: tuple[Any, ...]) -> None:
-        _, wid, seq, start, data, errors, spent, last = message
+        _, wid, seq, start, data, errors, spent, stop = message
         job = unit.job
+        if stop < unit.count:
+            with self._lock:
+                self._scheduler.progressed(seq, stop, time.monotonic())
         values, error = _loaded(job, data, codec.decode_items)
         if error is not None:
-            count = unit.count - start if last else 1
-            for index in range(start, start + count):
-                job.put_error(unit.first + index, error)
+            self._load_each(unit, message, error)
             return
-        if not last:
-            with self._lock:
-                self._scheduler.progressed(seq, start + len(values), time.monotonic())
         if values:
             job.observe(len(values), spent * 1e-9)
             # Only its last item can have been long: a part ends when it has taken that much.
@@ -991,6 +1005,20 @@ class Engine:
             else:
                 job.put_error(unit.first + index, self._stopped(wid, seq, packed) or unpack_error(packed))
 
+    def _load_each(self, unit: Unit, message: tuple[Any, ...], error: BaseException) -> None:
+        """One of a part's results cannot be unpickled here: have its items done one by one, to know which."""
+        _, wid, seq, start, _, errors, _, stop = message
+        job = unit.job
+        known = errors or {}
+        for index in range(start, stop):
+            if index in known:
+                job.put_error(unit.first + index, self._stopped(wid, seq, known[index]) or unpack_error(known[index]))
+            elif stop - start == 1:
+                job.put_error(unit.first + index, error)
+        if stop - start > 1 and not job.settled:
+            with self._lock:
+                self._scheduler.give_back([unit.part(at, at + 1) for at in range(start, stop) if at not in known])
+
     def _event(self, message: tuple[Any, ...], now: float) -> None:
         kind = message[0]
         if kind == m.NUDGE:
@@ -1001,7 +1029,7 @@ class Engine:
                 self._bury(member, now)
         elif kind == m.READY:
             if member is not None:
-                member.ready = now
+                member.ready = member.worker.since = now
         elif kind == m.FAILED:
             if member is not None:
                 member.error = unpack_error(message[2])
@@ -1096,7 +1124,9 @@ class Engine:
         with self._sending:
             found = self._drain(member)
             undelivered = [message[1] for message in found if message[0] in (m.ITEM, m.PICKLED, m.CHUNK)]
-            running = (member.cells[m.SEQ_CELL], member.cells[m.INDEX_CELL])
+            cells = member.cells
+            index = cells[m.INDEX_CELL] if cells[m.RUNNING_CELL] == cells[m.SEQ_CELL] else None
+            running = (cells[m.SEQ_CELL], index)
             with self._lock:
                 self._ledger.left(self._told(member, now, describe_exit(code) if code else "ended"))
                 self.members.pop(member.wid, None)
@@ -1107,7 +1137,7 @@ class Engine:
         member.close()
         if loss.unit is not None:
             self._lost(loss.unit, member, code)
-        if member.leaving or (code == 0 and loss.unit is None):
+        if member.leaving:
             return
         self._ledger.restarts += 1
         if member.error is not None:
@@ -1115,10 +1145,10 @@ class Engine:
             broken.__cause__ = member.error
             self._break(broken)
             return
-        # A death that costs a task ends with the tasks; only the others could go on for ever.
-        futile = member.ready is None or loss.unit is None
+        # A death that costs a task, or one in the midst of many, ends with the tasks; only the others could go on for ever.
+        futile = member.ready is None or not (loss.in_hand or member.worker.items)
         if (futile or self.options.max_restarts is not None) and not self._budget.spend(now):
-            when = "before it was ready" if member.ready is None else "while it ran a task" if loss.unit else "idle"
+            when = "before it was ready" if member.ready is None else "while it ran a task" if loss.in_hand else "idle"
             self._break(
                 PoolBrokenError(
                     f"more than {self._budget.intensity} workers died within {self._budget.period:g} s. The last, "
@@ -1181,7 +1211,9 @@ class Engine:
         self._abandon_all(error)
 
     def _abandon_all(self, error: BaseException) -> None:
-        for job in list(self._jobs):
+        with self._lock:
+            jobs = list(self._jobs)
+        for job in jobs:
             job.abandon(self.broken or error)
         self._jobs.clear()
         self._streams.clear()
@@ -1237,7 +1269,7 @@ def _loaded(job: Job, data: bytes, loads: Callable[[bytes], Any] = codec.loads) 
     """Unpickle a result; return it, or an error that says what came and why it is not to be had."""
     try:
         return loads(data), None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         from procession._errors import RemoteError
 
         text = f"the result of {job.function.name}() could not be unpickled here: {error}"

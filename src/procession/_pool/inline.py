@@ -120,6 +120,9 @@ class InlineEngine:
     def drop(self, job: Job) -> None:
         """Nothing runs on."""
 
+    def forsake(self, stream: Stream) -> None:
+        """Nothing runs on."""
+
     def settled(self, job: Job) -> None:
         """Nothing is remembered."""
 

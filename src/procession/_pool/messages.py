@@ -18,7 +18,7 @@ From a worker, `wid` being its number::
     (VALUE, wid, seq, value, ns)                     the result of an item, plain, and how long it took
     (VALUE_PICKLED, wid, seq, data, ns)
     (ERROR, wid, seq, error, ns)
-    (VALUES, wid, seq, start, data, errors, ns, last)   a part of a chunk: a list of results from `start` on; errors by index
+    (VALUES, wid, seq, start, data, errors, ns, stop)   a part of a chunk: the results from `start` to `stop`; errors by index
     (REFUSED, wid, seq, error)                       could not be unpickled; nothing was run
     (NO_FUNCTION, wid, seq, error, fid)              likewise, the function
     (READY, wid, pid)

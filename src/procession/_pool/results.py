@@ -259,7 +259,7 @@ class _Settling(Job):
         if callback is not None:
             try:
                 callback(value)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 _report(callback, error)
         with _event_lock:
             self._ready = True
@@ -288,7 +288,7 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _report(callback: object, error: Exception) -> None:
+def _report(callback: object, error: BaseException) -> None:
     """A callback raised: its caller is the thread that collects, which must go on; so it is printed."""
     sys.stderr.write(f"procession: the callback {callback!r} raised:\n")
     sys.excepthook(type(error), error, error.__traceback__)
@@ -742,7 +742,8 @@ class IMapIterator(_std.IMapIterator):  # type: ignore[type-arg]
             raise _EndError from None
 
     def __del__(self) -> None:
-        self._stream.close()
+        if not self._stream.settled:
+            self._stream.engine.forsake(self._stream)
 
 
 def _wake(future: asyncio.Future[None]) -> None:

@@ -104,15 +104,17 @@ class Loss:
     """What became of the units of a worker that died.
 
     Attributes:
-        unit: The item that died with it, as a unit of one; None if it had nothing in hand.
+        unit: The item that died with it, as a unit of one; None if it had nothing in hand, or it is not known which.
         returned: Number of units that others take over.
+        in_hand: It had something in hand.
     """
 
-    __slots__ = ("returned", "unit")
+    __slots__ = ("in_hand", "returned", "unit")
 
-    def __init__(self, unit: Unit | None, returned: int) -> None:
+    def __init__(self, unit: Unit | None, returned: int, in_hand: bool) -> None:
         self.unit = unit
         self.returned = returned
+        self.in_hand = in_hand
 
 
 class Scheduler:
@@ -294,13 +296,14 @@ class Scheduler:
         worker = self.workers[wid] = Worker(wid)
         return worker
 
-    def worker_left(self, wid: int, undelivered: list[int], running: tuple[int, int] | None) -> Loss:
+    def worker_left(self, wid: int, undelivered: list[int], running: tuple[int, int | None] | None) -> Loss:
         """A worker has ended, well or not.
 
         Args:
             wid: Its number.
             undelivered: Numbers of the units it had been given and never took.
-            running: Number of the unit it last took and the index of the item it was at, if it said so.
+            running: Number of the unit it last took and the index of the item it was at, if it said so; None for the index
+                if it was at none, but unpickled the unit or pickled its results. Then each item is tried on its own.
         """
         back = self.take_back(undelivered)
         worker = self.workers.pop(wid)
@@ -314,10 +317,16 @@ class Scheduler:
         returned = in_hand[1:] + back
         self.give_back(returned)
         if not in_hand:
-            return Loss(None, len(returned))
+            return Loss(None, len(returned), False)
         unit = in_hand[0]
-        index = running[1] if running is not None and running[0] == unit.seq else unit.offset
-        return Loss(self.split(unit, index), len(returned))
+        index: int | None = unit.offset
+        if running is not None and running[0] == unit.seq:
+            index = running[1]
+        if index is None and unit.count - unit.offset > 1:
+            parts = [unit.part(at, at + 1) for at in range(unit.offset, unit.count)]
+            self.give_back(parts)
+            return Loss(None, len(returned) + len(parts), True)
+        return Loss(self.split(unit, unit.offset if index is None else index), len(returned), True)
 
     def stalled(self, now: float, patience: float) -> Worker | None:
         """Return a worker that holds units which an idle worker could take, if it is `patience` seconds at its first."""

@@ -281,8 +281,7 @@ class _Worker:
                     cells[m.RUNNING_CELL] = 0
                     at += len(results) - mark
                 except SystemExit:
-                    cells[m.RUNNING_CELL] = 0
-                    raise
+                    raise  # and the cells still say at which item
                 except BaseException as error:
                     cells[m.RUNNING_CELL] = 0
                     at = start + len(results)
@@ -292,15 +291,14 @@ class _Worker:
                 if time.perf_counter_ns() - begun >= FLUSH_NS:
                     break
             spent = time.perf_counter_ns() - begun
-            self.answer_part(seq, start, results, errors, spent, at >= count)
+            self.answer_part(seq, start, results, errors, spent)
             if at >= count:
                 break
         self.cells[m.UNANSWERED_CELL] = 0
         self.finished(count)
 
-    def answer_part(
-        self, seq: int, start: int, results: list[Any], errors: dict[int, Any], spent: int, last: bool
-    ) -> None:
+    def answer_part(self, seq: int, start: int, results: list[Any], errors: dict[int, Any], spent: int) -> None:
+        stop = start + len(results)
         by_value = self.orders.main_by_value
         try:
             data = codec.encode_results(results, main_by_value=by_value)
@@ -314,12 +312,12 @@ class _Worker:
                     results[i] = None
             data = codec.encode_results(results, main_by_value=by_value)
         try:
-            self.done.put((m.VALUES, self.wid, seq, start, data, errors or None, spent, last))
+            self.done.put((m.VALUES, self.wid, seq, start, data, errors or None, spent, stop))
         except MemoryError as error:
             failed = pack(error)
             errors.update((start + i, failed) for i in range(len(results)))
             nothing = codec.encode_results([None] * len(results))
-            self.done.put((m.VALUES, self.wid, seq, start, nothing, errors, spent, last))
+            self.done.put((m.VALUES, self.wid, seq, start, nothing, errors, spent, stop))
 
     def finished(self, count: int) -> None:
         """Leave when one of the limits is reached."""

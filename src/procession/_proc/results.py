@@ -231,7 +231,7 @@ def unpack_error(message: tuple[Any, ...]) -> BaseException:
     error: BaseException
     try:
         error = RemoteError(name, text, formatted) if data is None else codec.loads(data)
-    except Exception:
+    except (Exception, SystemExit):
         error = RemoteError(name, text, formatted)
     error.__cause__ = RemoteTraceback(formatted)
     return error
