@@ -157,7 +157,8 @@ class SchedulerModel(RuleBasedStateMachine):
         first = units[0] if units and taken else None
         running = None
         if first is not None and told:
-            running = (first.seq, data.draw(st.integers(first.offset, first.count - 1)))
+            at = st.integers(first.offset, first.count - 1)
+            running = (first.seq, data.draw(st.none() | at if first.count > 1 else at))
         elif told:
             running = (data.draw(st.sampled_from(self.gone)), 3) if self.gone else None
         undelivered = [unit.seq for unit in units[taken:]]
@@ -165,12 +166,16 @@ class SchedulerModel(RuleBasedStateMachine):
             unit.job.become(*items_of(unit), WAITING, of=[HELD])
         loss = self.scheduler.worker_left(worker.wid, undelivered, running)
         self.gone += [unit.seq for unit in units]
+        assert loss.in_hand == (first is not None)
         if first is None:
             assert loss.unit is None
             return
         lost = loss.unit
+        if running is not None and running[1] is None and first.count - first.offset > 1:
+            assert lost is None
+            return
         assert lost.job is first.job
-        expected = first.first + (running[1] if running else first.offset)
+        expected = first.first + (running[1] if running and running[1] is not None else first.offset)
         assert (expected, expected + 1) == items_of(lost)
         lost.deaths += 1
         if lost.job.cancelled:
