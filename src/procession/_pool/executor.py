@@ -315,10 +315,10 @@ class ProcessPoolExecutor(_Base):
         engine = self._engine
         if engine is not None and engine.broken is not None:
             engine.check()
-        if self._shutdown_thread:
-            raise RuntimeError("cannot schedule new futures after shutdown")
         if _exiting:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        if self._shutdown_thread or (engine is not None and engine.state != RUN):
+            raise RuntimeError("cannot schedule new futures after shutdown")
 
     def _start(self) -> Engine:
         with self._shutdown_lock:
@@ -378,14 +378,15 @@ class ProcessPoolExecutor(_Base):
 
         Args:
             wait: Return when they have left.
-            cancel_futures: What no worker has begun is cancelled.
+            cancel_futures: What no worker has been given is cancelled.
         """
         engine = self._close()
         if engine is None:
             return
         if cancel_futures:
             for job in list(engine._jobs):
-                job.cancel()
+                job.cancel_waiting()
+            engine.nudge()
         if wait:
             engine.join()
 
@@ -483,8 +484,8 @@ def _finish_at_exit(engine: Engine) -> None:
 
 
 def _finish() -> None:
-    global _exiting
-    _exiting = True
+    global _finalizer_of
+    _finalizer_of = 0
     engines = [engine for engine in _open if not engine._forked]
     for engine in engines:
         engine.close()
@@ -492,4 +493,10 @@ def _finish() -> None:
         engine.join()
 
 
-threading._register_atexit(_finish)
+def _at_exit() -> None:
+    global _exiting
+    _exiting = True
+    _finish()
+
+
+threading._register_atexit(_at_exit)

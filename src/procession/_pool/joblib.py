@@ -21,9 +21,15 @@ if TYPE_CHECKING:
 
 __all__ = ["ProcessionBackend"]
 
+# Workers that are kept end after so long without a batch; as loky's do.
+_IDLE_S = 300.0
+
 
 class ProcessionBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
-    """Runs joblib's batches. Each `Parallel` call, or ``with Parallel(...)`` block, has workers of its own.
+    """Runs joblib's batches.
+
+    Each `Parallel` call, or ``with Parallel(...)`` block, has workers of its own where they are forked: they know all that is
+    defined by then. Others take long to start, and are kept for the next call of the same ``parallel_config``.
 
     Args:
         executor_type: What makes the executor.
@@ -46,6 +52,7 @@ class ProcessionBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore
         self._executor_type = executor_type
         self._options = options
         self._executor: ProcessPoolExecutor | None = None
+        self._kept: ProcessPoolExecutor | None = None
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """Return the number of workers that `n_jobs` stands for; 1 below joblib's threads, from which one does not fork."""
@@ -66,7 +73,11 @@ class ProcessionBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore
         if n_jobs == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
         self.parallel = parallel
-        self._executor = self._executor_type(n_jobs, **self._options)
+        kept, self._kept = self._kept, None
+        if kept is not None and (kept._max_workers != n_jobs or kept._broken):
+            kept.shutdown()
+            kept = None
+        self._executor = kept or self._executor_type(n_jobs, **{"idle_timeout": _IDLE_S, **self._options})
         return n_jobs
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Future[Any]], object] | None = None) -> TaskFuture:
@@ -85,10 +96,13 @@ class ProcessionBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore
         return out.result()
 
     def terminate(self) -> None:
-        """End the workers when the call is over."""
+        """The call is over."""
         executor, self._executor = self._executor, None
         if executor is not None:
-            executor.shutdown()
+            if executor._mp_context.get_start_method() == "fork":
+                executor.shutdown()
+            else:
+                self._kept = executor
         self.reset_batch_stats()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
