@@ -60,6 +60,7 @@ else
     fi
   done
   for pid in "${pids[@]}"; do wait "$pid"; done
+  [ "$kind" != dev ] || flags+=(-static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL)
   "$cxx" "${flags[@]}" -shared "${objects[@]}" -o "$out/_native.$soabi.so"
 fi
 echo "${out#"$root"/}/_native.$soabi.so"

@@ -190,7 +190,7 @@ class Engine:
         self._ledger = Ledger(now)
         self._shown: set[Any] = set()
         self._bell_fd = -1
-        self._oom_kills = _oom_kills()
+        self._oom_kills = 0
         self._watched: dict[int, Member] = {}
         self._poll = select.poll()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -604,6 +604,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
+            self._oom_kills = _oom_kills()
             while self._step():
                 pass
         except BaseException as error:

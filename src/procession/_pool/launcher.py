@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from multiprocessing import context as _context
 from multiprocessing import process as _process
-from typing import TYPE_CHECKING, Any
 
 from procession._pool import worker as _worker
 from procession._proc.process import ForkProcess, WithResult
 from procession._proc.template import Template, TemplatePopen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from procession._native import Cells
     from procession._wire.queues import Queue
 

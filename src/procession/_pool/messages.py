@@ -31,7 +31,9 @@ From a worker, `wid` being its number::
 
 from __future__ import annotations
 
-from typing import Any
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "CALL",

@@ -12,15 +12,16 @@ import signal
 import sys
 import time
 from queue import Empty
-from typing import TYPE_CHECKING, Any
 
 from procession import _native
 from procession._pool import messages as m
 from procession._proc import results
 from procession._wire import codec
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from procession._wire.queues import Queue
 

@@ -7,19 +7,28 @@ what a kill at each point leaves behind are in ``native/include/procession/queue
 from __future__ import annotations
 
 from queue import Empty, Full
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from types import GenericAlias
 
 from procession import _native
 from procession._errors import ShutDown
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from typing import Any, Generic, TypeVar
 
     from procession._wire.bell import Bell, Reader, Writer
 
-__all__ = ["JoinableQueue", "Queue", "SimpleQueue"]
+    _T = TypeVar("_T")
+else:
+    # `typing` costs a spawned worker as much time as all of this package.
+    class Generic:
+        __class_getitem__ = classmethod(GenericAlias)
 
-_T = TypeVar("_T")
+    _T = object
+
+
+__all__ = ["JoinableQueue", "Queue", "SimpleQueue"]
 
 
 class _Ends(Generic[_T]):
