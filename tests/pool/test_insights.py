@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -288,6 +289,19 @@ def test_who_joins_waits_as_well(told, wait_until) -> None:
     pool.map_async(pass_gate, [5])
     pool.close()
     with Waiting(pool.join, event):
+        wait_until(told.lines, "a line")
+
+
+def test_who_awaits_waits_as_well(told, wait_until) -> None:
+    event = procession.Event()
+
+    async def wait(pool) -> None:
+        await pool.map_async(pass_gate, [5])
+
+    with (
+        procession.Pool(1, take_gate, (event,), stall_report=0.2) as pool,
+        Waiting(lambda: asyncio.run(wait(pool)), event),
+    ):
         wait_until(told.lines, "a line")
 
 

@@ -227,11 +227,14 @@ class _Settling(Job):
                     loop.call_soon_threadsafe(_wake, future)
 
             self.add_listener(tell)
+            self.waited_for += 1
             try:
                 yield from future
             except asyncio.CancelledError:
                 self.cancel()
                 raise
+            finally:
+                self.waited_for -= 1
         return self.get()
 
     def add_listener(self, listener: Callable[[], object]) -> None:
