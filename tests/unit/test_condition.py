@@ -266,19 +266,40 @@ def test_the_lock_of_a_killed_holder_is_recovered_by_those_who_wait(fork, wait_u
         condition.notify()
 
 
+def wait_and_tell_inside(condition, woken):
+    warnings.simplefilter("ignore", LockOwnerDied)
+    with condition:
+        condition.wait()
+        woken.release()
+
+
 def test_a_kill_at_a_random_moment_never_takes_a_notification(fork, wait_until):
-    """Ten times over, one of two waiters dies about when it is told: the other, or a third, is always told."""
-    condition, woken = fork.Condition(fork.Lock(on_owner_death="ignore")), fork.Semaphore(0)
+    """Ten times over, one of two waiters dies about when it is told: the other is told, or the next to come knows why not.
+
+    A waiter that is killed once wait() has returned has had its notification, but then it holds the lock: whoever acquires
+    it is warned, and tells somebody else. What must not be is a notification that is gone without a word.
+    """
+    condition, woken = fork.Condition(fork.Lock()), fork.Semaphore(0)
     for i in range(10):
-        first, second = start_waiters(fork, condition, woken, 2, wait_until)
+        waiters = []
+        for n in (1, 2):
+            waiters.append(fork.Process(target=wait_and_tell_inside, args=(condition, woken)))
+            waiters[-1].start()
+            wait_until(lambda want=n: condition._line.waiting() == want, f"{n} in line")
+        first, second = waiters
         with condition:
             condition.notify()
         time.sleep(0.0002 * i)
         first.kill()
         first.join()
-        if woken.acquire(True, 0.5):  # the first was quick enough
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             with condition:
-                condition.notify()
+                if caught:
+                    condition.notify()
+        assert woken.acquire(True, 60)
+        with condition:
+            condition.notify()  # where it was the first who told
         second.join()
         while woken.acquire(False):
             pass
