@@ -173,7 +173,8 @@ class Engine:
         self._streams: set[Stream] = set()
         self._done: Queue[Any] = Queue()
         self._wids = itertools.count(1)
-        self._led = False
+        # The call whose caller is the collector now.
+        self._leader: AsyncResult | None = None
         self._parked = False
         self._forked = False
         self._asleep = False
@@ -289,43 +290,42 @@ class Engine:
         """Have a call done and return its result; the fast way, if nobody else is waiting for anything."""
         self.check()
         job.engine = self
-        # What has a deadline is the thread's to watch.
-        wid = 0
-        if job.timeout is None and self.options.hard_memory is None:
-            with self._sending:
-                wid = self._begin_alone(job)
-        if wid == 0:
-            self.submit(job)
-            return job.get()
         clean = False
         try:
-            self._lead(job)
+            # What has a deadline is the thread's to watch.
+            if job.timeout is None and self.options.hard_memory is None:
+                with self._sending:
+                    self._begin_alone(job)
+                if self._leader is job:
+                    self._lead(job)
             clean = True
         finally:
-            self._led = False
-            if not clean:
-                # An exception, as Ctrl-C, may have come between taking an answer and acting on it.
-                self._resynchronise(wid)
-            if not clean or self._jobs or self.state != RUN:
-                self.nudge()
+            if self._leader is job:
+                self._leader = None
+                if not clean:
+                    # An exception, as Ctrl-C, may have come between taking an answer and acting on it.
+                    self._resynchronise()
+                if not clean or self._jobs or self.state != RUN:
+                    self.nudge()
+        if not job.begun:
+            self.submit(job)
         return job.get()
 
-    def _begin_alone(self, job: AsyncResult) -> int:
-        """Give a call to an idle worker, if nothing else is going on; return its number, or 0."""
+    def _begin_alone(self, job: AsyncResult) -> None:
+        """Give a call to an idle worker and make its caller the collector, if nothing else is going on."""
         with self._lock:
             self.check()
-            if self._led or not self._scheduler.idle:
-                return 0
+            if self._leader is not None or not self._scheduler.idle:
+                return
             worker = self._idle_worker()
             unit = None if worker is None else job.next_unit(1)
             if worker is None or unit is None:
-                return 0
-            self._led = True
+                return
+            self._leader = job
             self._jobs.add(job)
             self._last_answer = self._idle_since = now = time.monotonic()
             self._scheduler.assign_now(worker, unit, now)
         self._send(self.members[worker.wid], [unit])
-        return worker.wid
 
     def _lead(self, job: AsyncResult) -> None:
         """Collect until `job` has its result, or another's message shows that this is no longer the only one."""
@@ -351,12 +351,12 @@ class Engine:
                 return member.worker
         return None
 
-    def _resynchronise(self, wid: int) -> None:
-        member = self.members.get(wid)
-        if member is not None:
-            with self._sending, contextlib.suppress(Exception):
-                member.inbox.put((m.PING, max(self._scheduler.inflight, default=0)))
+    def _resynchronise(self) -> None:
+        """Ask the workers where they are, and look which of them are."""
         for member in list(self.members.values()):
+            with self._sending, contextlib.suppress(Exception):
+                if member.worker.units:
+                    member.inbox.put((m.PING, member.worker.units[-1].seq))
             if not member.process.is_alive():
                 self._done.put((m.DIED, member.wid))
 
@@ -622,7 +622,7 @@ class Engine:
         """Look around once; False when there is nothing left to do."""
         messages: list[Any] = []
         active = False
-        if not self._led:
+        if self._leader is None:
             active = not self._scheduler.idle
             with contextlib.suppress(Empty):
                 messages = self._done.get_many(_BATCH, True, _HOT_S if active else 0.0)
@@ -654,7 +654,7 @@ class Engine:
                     self._bell_fd = bell
                     self._poll.register(bell, select.POLLIN)
         self._parked = not active
-        if self._parked and not self._led and not self._scheduler.idle:
+        if self._parked and self._leader is None and not self._scheduler.idle:
             timeout = 0.0  # given to it meanwhile, by one who saw it awake
         for fd, _ in self._poll.poll(math_ceil_ms(timeout)):
             if fd == self._wake:
@@ -1193,7 +1193,7 @@ class Engine:
     def _may_leave(self) -> bool:
         """After close(): all is done; the workers have been told to leave, and have left."""
         with self._lock:
-            if not self._scheduler.idle or self._streams or self._led:
+            if not self._scheduler.idle or self._streams or self._leader is not None:
                 return False
             members = list(self.members.values())
         if members:

@@ -311,6 +311,11 @@ class AsyncResult(_Settling, _std.ApplyResult):  # type: ignore[type-arg]
         self._unit = None
         return unit
 
+    @property
+    def begun(self) -> bool:
+        """It has been given out."""
+        return self._unit is None
+
     def observe(self, items: int, seconds: float) -> None:
         """The function remembers, for the calls to come."""
 
