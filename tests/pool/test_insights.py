@@ -25,6 +25,16 @@ def nap(seconds):
     return seconds
 
 
+DEADLY = (7, 57, 107, 157)
+
+
+def nap_or_die(x):
+    if x in DEADLY:
+        os._exit(1)
+    time.sleep(0.002)
+    return x
+
+
 def kill_self(x):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -178,6 +188,15 @@ def test_a_worker_that_died_is_told_of(wait_until) -> None:
     assert "1 died" in repr(found)
 
 
+@pytest.mark.parametrize("chunksize", [1, 10])
+def test_each_item_is_counted_once_though_workers_die(chunksize) -> None:
+    with procession.Pool(2, max_restarts=1000) as pool:
+        results = pool.map(nap_or_die, range(200), chunksize=chunksize, on_error="return")
+        assert pool.insights().items == 196
+    assert [x for x in range(200) if x not in DEADLY] == [x for x in results if isinstance(x, int)]
+    assert pool.insights().restarts == 4
+
+
 def test_workers_that_were_recycled_are_counted_but_did_not_die() -> None:
     with procession.Pool(1, maxtasksperchild=1) as pool:
         pool.map(square, range(4), chunksize=1)
@@ -258,7 +277,7 @@ def test_a_stall_is_told_once_to_who_waits(call, told, wait_until) -> None:
     with procession.Pool(2, take_gate, (event,), stall_report=0.2) as pool:
         with Waiting(lambda: WAITS[call](pool), event):
             wait_until(told.lines, "a line")
-            time.sleep(1)
+            time.sleep(0.5)
         [line] = told.lines()
     assert line.startswith("procession: no task has finished for ")
     assert "pass_gate(5) for " in line
@@ -342,9 +361,9 @@ def test_nothing_is_told_when_nobody_waits_or_nobody_wants_to_know(seconds, told
     with procession.Pool(1, take_gate, (event,), stall_report=seconds) as pool:
         job = pool.map_async(pass_gate, [5])
         if seconds is None:
-            job.wait(1)
+            job.wait(0.5)
         else:
-            time.sleep(1)
+            time.sleep(0.5)
         event.set()
     assert told.lines() == []
 

@@ -83,6 +83,12 @@ def fail_on_odd(x):
     return x
 
 
+def die_at_seven(x):
+    if x % 10 == 7:
+        os._exit(1)
+    return x
+
+
 def nap(x):
     time.sleep(x)
 
@@ -280,6 +286,13 @@ def test_failures_are_counted(call) -> None:
         list(getattr(pool, call)(fail_on_odd, range(10), on_error="return", progress=Bar))
     [bar] = Bar.made
     assert (10, {"failed": 5}) == (bar.done, bar.postfix)
+
+
+@pytest.mark.parametrize("chunksize", [1, 10])
+def test_each_item_is_counted_once_though_workers_die(chunksize) -> None:
+    with procession.Pool(2, max_restarts=1000) as pool:
+        pool.map(die_at_seven, range(200), chunksize=chunksize, on_error="return", progress=Bar)
+    assert [(200, {"failed": 20})] == [(bar.done, bar.postfix) for bar in Bar.made]
 
 
 def test_a_map_that_raises_has_counted_and_closed() -> None:
