@@ -817,7 +817,7 @@ class Engine:
     def describe_stall(self, now: float, members: list[Member]) -> str:
         """Say in one line who does what since when."""
         with self._lock:
-            held = len(self._scheduler.inflight)
+            held, waiting = len(self._scheduler.inflight), self._scheduler.waiting
             doing = [
                 (member, member.worker.units[0] if member.worker.units else None, now - member.worker.since)
                 for member in members
@@ -832,7 +832,10 @@ class Engine:
             parts.append(f"{member.process.name} (pid {member.process.pid}): {what}")
         if len(doing) > len(parts):
             parts.append(f"and {len(doing) - len(parts)} more workers")
-        tasks = f"{held} {'is' if held == 1 else 'are'} with workers" if held else "the input has given nothing to do"
+        if held:
+            tasks = f"{held} {'is' if held == 1 else 'are'} with workers"
+        else:
+            tasks = "no worker takes one" if waiting else "the input has given nothing to do"
         text = f"no task has finished for {now - self._last_answer:.0f} s, {tasks}. {'; '.join(parts)}"
         return " ".join(text.split())
 
