@@ -151,6 +151,10 @@ class TaskFuture(Future, Job):  # type: ignore[type-arg]
         with self._condition:
             return unit if self._state == PENDING and self.set_running_or_notify_cancel() else None
 
+    def next_units(self, most: int, workers: int) -> list[Unit]:  # noqa: ARG002
+        unit = self.next_unit(workers)
+        return [] if unit is None else [unit]
+
     def call_text(self, unit: Unit) -> str:
         if self.function.function not in (_apply, _apply_with_state):
             return super().call_text(unit)
