@@ -315,12 +315,12 @@ def test_it_is_what_isinstance_asks_for(executor):
     assert 2 == executor._max_workers
 
 
-def test_workers_are_started_with_the_first_call():
+def test_workers_are_started_with_the_first_call(wait_until):
     with procession.ProcessPoolExecutor(2) as executor:
         assert {} == executor._processes
         executor.submit(square, 1).result()
+        wait_until(lambda: len(executor._processes) == 2)
         pids = executor._processes
-        assert 2 == len(pids)
         assert all(process.pid == pid and process.is_alive() for pid, process in pids.items())
 
 

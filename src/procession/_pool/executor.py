@@ -218,7 +218,7 @@ class ProcessPoolExecutor(_Base):
 
     A worker that is killed costs the call it was at: its future gets a `WorkerDiedError`, which is a `BrokenProcessPool`, or
     the call is tried again (`retries`). All others go on, and the worker is replaced. The workers are started with the
-    first call, all at once.
+    first call.
 
     Args:
         max_workers: Number of workers; None for `cpu_count()`.
@@ -274,7 +274,7 @@ class ProcessPoolExecutor(_Base):
     def _processes(self) -> dict[int, Any]:
         if self._engine is None:
             return {}
-        return {member.process.pid: member.process for member in list(self._engine.members.values())}
+        return {process.pid: process for process in self._engine.processes()}
 
     @property
     def _broken(self) -> Any:
