@@ -206,6 +206,7 @@ def test_workers_that_were_recycled_are_counted_but_did_not_die() -> None:
 
 def test_a_pool_that_was_terminated_still_tells() -> None:
     pool = procession.Pool(2)
+    assert 2 == len(pool._pool)
     pool.map(square, range(10))
     pool.terminate()
     assert (10, 2) == (pool.insights().items, len(pool.insights().ended))

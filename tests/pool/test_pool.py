@@ -218,6 +218,7 @@ def test_workers_are_replaced_without_forking_a_process_with_threads() -> None:
 
 def test_nothing_is_kept_in_shared_memory_or_in_the_workers_by_use() -> None:
     with procession.Pool(2) as pool:
+        assert len(pool._pool) == 2  # all are there
         use_in_many_ways(pool)
         before = settled_memory()
         for _ in range(20):

@@ -74,6 +74,8 @@ _LOOK_S = 0.02
 # An idle worker takes over from one that is this long at its task.
 _PATIENCE_S = 0.005
 _MEMORY_LOOK_S = 0.1
+# A pool that has one task and ends before this starts one worker.
+_WARM_UP_S = 0.02
 _STALL_S = 30.0
 # When nothing goes on and nobody waits for it, somebody may begin to: so often is looked.
 _STALL_LOOK_S = 1.0
@@ -167,6 +169,7 @@ class Engine:
         self.broken: BaseException | None = None
         self.members: dict[int, Member] = {}
         self._scheduler = Scheduler()
+        self._scheduler.expected = size
         self._lock = threading.Lock()
         self._sending = threading.RLock()
         self._jobs: set[Job] = set()
@@ -191,7 +194,7 @@ class Engine:
         self._ledger = Ledger(now)
         self._shown: set[Any] = set()
         self._bell_fd = -1
-        self._oom_kills = 0
+        self._oom_kills: int | None = None  # not counted yet
         self._watched: dict[int, Member] = {}
         self._poll = select.poll()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -200,7 +203,9 @@ class Engine:
         self._prepared = orders.initializer is not None or orders.worker_init is not None
         first: list[Member] = []
         try:
-            for _ in range(size):
+            # The others are started by the collector: once there is work for them, or after a moment anyway.
+            self._complete = size == 1 or self._launcher.method not in ("fork", "spawn", "forkserver")
+            for _ in range(size if self._complete else 1):
                 self._launch(first)
             for member in first:
                 self._admit(member)
@@ -341,7 +346,14 @@ class Engine:
                     job.waited_for += 1
                     self.nudge()
                 continue
-            self._process([message])
+            if message[0] == m.VALUE:
+                # The shortest way for the most frequent case.
+                with self._lock:
+                    unit = self._scheduler.answered(message[2], time.monotonic(), message[4])
+                if unit is not None:
+                    self._deliver([(unit, message)])
+            else:
+                self._process([message])
             if self._jobs and not (len(self._jobs) == 1 and job in self._jobs):
                 return
 
@@ -422,8 +434,18 @@ class Engine:
         self.check()
         if size < 1:
             raise ValueError("Number of processes must be at least 1")
-        self.size = size
+        self.size = self._scheduler.expected = size
+        self._complete = True
         self.nudge()
+
+    def processes(self) -> list[Any]:
+        """Return the workers' processes; waits until all have been started."""
+        self._complete = True
+        self.nudge()
+        here = threading.current_thread() is self._thread
+        while not here and self.alive and not self._asleep and len(self.members) < self.size and self.state == RUN:
+            time.sleep(0.0005)
+        return [member.process for member in list(self.members.values())]
 
     def close(self) -> None:
         """Take no more jobs; the workers leave when all is done."""
@@ -604,7 +626,6 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self._oom_kills = _oom_kills()
             while self._step():
                 pass
         except BaseException as error:
@@ -706,6 +727,8 @@ class Engine:
             self._check_memory(members, now)
             wait = min(wait, _MEMORY_LOOK_S)
         self._adjust(now, busy)
+        if not self._complete:
+            wait = min(wait, max(self._begun + _WARM_UP_S - now, 0.001))
         if self.options.idle_timeout is not None and self.members:
             wait = min(wait, max(self._idle_since + self.options.idle_timeout - now, 0.01))
         for shown in list(self._shown):
@@ -776,7 +799,11 @@ class Engine:
             self._asleep = False
         elif self.options.idle_timeout is not None and now - self._idle_since >= self.options.idle_timeout:
             self._asleep = True
-        wanted = 0 if self._asleep else self.size
+        if self._oom_kills is None and now - self._begun >= _WARM_UP_S:
+            self._oom_kills = _oom_kills()
+        if not self._complete and (self._scheduler.short_of_workers or now - self._begun >= _WARM_UP_S):
+            self._complete = True
+        wanted = 0 if self._asleep else self.size if self._complete else 1
         staying = [member for member in self.members.values() if not member.leaving]
         while len(staying) < wanted and self.broken is None:
             try:
@@ -1185,7 +1212,8 @@ class Engine:
             error = stop.error
         else:
             kills = _oom_kills()
-            oom, self._oom_kills = code == -signal.SIGKILL and kills > self._oom_kills, kills
+            before, self._oom_kills = self._oom_kills, kills
+            oom = code == -signal.SIGKILL and before is not None and kills > before
             error = WorkerDiedError(
                 self._described(unit), member.process.name, member.process.pid, code, oom, unit.deaths
             )

@@ -129,6 +129,9 @@ class InlineEngine:
     def resize(self, size: int) -> None:
         """There are no workers."""
 
+    def processes(self) -> list[Any]:
+        return []
+
     def close(self) -> None:
         if self.state == "RUN":
             self.state = "CLOSE"

@@ -132,7 +132,7 @@ class Pool(_std.Pool):
 
     @property
     def _pool(self) -> list[Any]:
-        return [member.process for member in list(self._engine.members.values())]
+        return self._engine.processes()  # type: ignore[no-any-return]
 
     def _repopulate_pool(self) -> None:
         self._engine.nudge()

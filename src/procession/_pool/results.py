@@ -61,6 +61,7 @@ class Job:
     Attributes:
         function: What is called.
         priority: Higher goes first.
+        in_order: Long units are not given out in advance, so that each is begun in its turn.
         timeout: Seconds each item may take; None for no limit.
         retries: How many more workers may die of an item.
         unit_seconds: How long its units take, a moving average; None before the first answer.
@@ -80,6 +81,7 @@ class Job:
     return_errors = False
     progress: Any = None
     waited_for = 0
+    in_order = False
     owner: Any = None
 
     def next_unit(self, workers: int) -> Unit | None:
@@ -355,6 +357,7 @@ class MapResult(_Settling, _std.MapResult):  # type: ignore[type-arg]
         self._cursor = 0
         self._chunksize = chunksize
         self._order = order
+        self.in_order = order is not None or self.priority != 0
         # Of several errors the one of the first item is raised, whichever came first.
         self._failed_at = self._count
         self._first_error: BaseException | None = None

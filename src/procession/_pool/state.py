@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
         priority: int
         unit_seconds: float | None
+        in_order: bool
 
         def next_units(self, most: int, workers: int) -> list[Unit]:
             """Return the next units, `most` of them or fewer; none if there are none now."""
@@ -36,6 +37,8 @@ __all__ = ["Loss", "Scheduler", "Unit", "Worker"]
 # the parent; short, since what it holds another cannot take without being asked.
 AHEAD_S = 0.004
 MOST_AHEAD = 256
+# A unit of this length is not given in advance: another worker may be free for it sooner, and what a wake-up costs is nothing.
+LONG_S = 0.1
 
 
 class Unit:
@@ -128,6 +131,8 @@ class Scheduler:
         self._listed: set[int] = set()
         self._order = 0
         self._seq = 0
+        # Workers there will be; some may not have come yet.
+        self.expected = 1
 
     # -- what there is to do
 
@@ -210,7 +215,7 @@ class Scheduler:
         if self._returned_first():
             return [self._returned.popleft()]
         source = self._sources[0][2]
-        units: list[Unit] = source.next_units(most, len(self.workers))
+        units: list[Unit] = source.next_units(most, max(len(self.workers), self.expected))
         if not units:
             heapq.heappop(self._sources)
             self._listed.discard(id(source))
@@ -219,9 +224,12 @@ class Scheduler:
     @staticmethod
     def _depth(job: Any) -> int:
         seconds = job.unit_seconds
-        if seconds is None:
+        if seconds is None or seconds >= LONG_S:
             return 1
-        return MOST_AHEAD if seconds * MOST_AHEAD < AHEAD_S else max(1, int(AHEAD_S / seconds))
+        if seconds * MOST_AHEAD < AHEAD_S:
+            return MOST_AHEAD
+        # Two, so that the worker has the next when it is done with one; but not where the order matters more.
+        return max(1 if job.in_order else 2, int(AHEAD_S / seconds))
 
     def _assign(self, worker: Worker, units: list[Unit]) -> None:
         seq = self._seq
@@ -334,6 +342,11 @@ class Scheduler:
             return None
         held = [worker for worker in self.workers.values() if len(worker.units) > 1 and now - worker.since >= patience]
         return max(held, key=_load, default=None)
+
+    @property
+    def short_of_workers(self) -> bool:
+        """There is work that one more worker could begin with."""
+        return self.waiting or any(len(worker.units) > 1 for worker in self.workers.values())
 
     @property
     def unbalanced(self) -> bool:
