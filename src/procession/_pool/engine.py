@@ -277,7 +277,7 @@ class Engine:
         with self._lock:
             if job.input_ended:
                 self._streams.discard(job)
-            if self.state == TERMINATE or self.broken is not None:
+            if self.state == TERMINATE or self.broken is not None or job.settled:
                 return
             self._scheduler.add_source(job)
         self._go()
@@ -763,6 +763,9 @@ class Engine:
         with contextlib.suppress(ProcessLookupError):
             if stop.step == 0:
                 member.cells[m.CANCEL_CELL] = stop.seq
+                if stop.error is None:
+                    # All of it, not only the item that runs.
+                    member.cells[m.DROP_CELL] = stop.seq
                 os.kill(pid, signal.SIGINT)
             elif stop.step == 1:
                 os.kill(pid, signal.SIGTERM)

@@ -42,6 +42,7 @@ __all__ = [
     "CHUNK",
     "DEFINE",
     "DIED",
+    "DROP_CELL",
     "EACH",
     "ERROR",
     "FAILED",
@@ -77,8 +78,8 @@ EACH, STAR, CALL, KEYWORDS = range(4)  # f(x) | f(*x) | f(*x[0], **x[1]) | f(**x
 
 # A worker's cells: the unit it last took, the index in its chunk, the unit it shall be interrupted in; the unit whose function
 # runs now, which SIGINT may break off; and the one that was taken and not yet answered. 0: none.
-SEQ_CELL, INDEX_CELL, CANCEL_CELL, RUNNING_CELL, UNANSWERED_CELL = range(5)
-CELLS = 5
+SEQ_CELL, INDEX_CELL, CANCEL_CELL, RUNNING_CELL, UNANSWERED_CELL, DROP_CELL = range(6)
+CELLS = 6
 
 # Types whose values arrive without anybody's code being run. Exactly these: a subclass may do anything.
 PLAIN = frozenset({int, float, str, bytes, bool, type(None)})

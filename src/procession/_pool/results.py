@@ -587,6 +587,8 @@ class Stream(Job):
 
     def next_unit(self, workers: int) -> Unit | None:
         with self._condition:
+            if self.settled:
+                return None
             waiting = len(self._buffer)
             size = self._chunksize or self.chunk(max(waiting, 2 * workers), workers)
             if waiting < size and self._chunksize and not self._exhausted and self._room_left(workers):
@@ -648,13 +650,19 @@ class Stream(Job):
             self.progress.close()
 
     def close(self) -> None:
-        """Give up the rest: what waits is dropped, what runs is interrupted."""
-        if not self.settled:
+        """Give up the rest: what waits is dropped, what runs is interrupted, and who waits is told that this is the end."""
+        with self._condition:
+            if self.settled:
+                return
             self.settled = True
-            self._room.set()
-            self.engine.drop(self)
-            if self.progress is not None:
-                self.progress.close()
+            self._buffer.clear()
+            self._results.clear()
+            self._come.clear()
+            self._condition.notify_all()
+        self._room.set()
+        self.engine.drop(self)
+        if self.progress is not None:
+            self.progress.close()
 
     def next(self, timeout: float | None = None) -> Any:
         """Return the next result; see `IMapIterator.next`."""
@@ -668,6 +676,8 @@ class Stream(Job):
                     outcome = self._pop()
                     if outcome is not None:
                         break
+                    if self.settled and self._abandoned is None:
+                        raise StopIteration
                     if self._abandoned is not None:
                         self.settled = True
                         raise self._abandoned

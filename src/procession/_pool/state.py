@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         """A job with work to give out."""
 
         priority: int
+        settled: bool
         unit_seconds: float | None
         in_order: bool
 
@@ -144,8 +145,8 @@ class Scheduler:
             heapq.heappush(self._sources, (-source.priority, self._order, source))
 
     def give_back(self, units: list[Unit]) -> None:
-        """Put units that nobody has begun before everything else of their priority, in their order."""
-        self._returned.extendleft(reversed(units))
+        """Put units before everything else of their priority, in their order; but those that nobody wants any more."""
+        self._returned.extendleft(unit for unit in reversed(units) if not unit.job.settled)
         if len({unit.job.priority for unit in self._returned}) > 1:
             self._returned = deque(sorted(self._returned, key=_urgency))
 

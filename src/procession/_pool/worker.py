@@ -289,11 +289,16 @@ class _Worker:
                     errors[at] = pack(error)
                     results.append(None)
                     at += 1
+                    if cells[m.DROP_CELL] == seq:
+                        break
                 if time.perf_counter_ns() - begun >= FLUSH_NS:
                     break
             spent = time.perf_counter_ns() - begun
             self.answer_part(seq, start, results, errors, spent)
             if at >= count:
+                break
+            if cells[m.DROP_CELL] == seq:
+                self.answer((m.ERROR, self.wid, seq, pack(KeyboardInterrupt()), 0))
                 break
         self.cells[m.UNANSWERED_CELL] = 0
         self.finished(count)
