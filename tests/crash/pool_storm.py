@@ -183,7 +183,7 @@ class Storm:
         for member in engine.members.values():
             units = [(unit.seq, unit.first, unit.count, unit.offset) for unit in member.worker.units]
             print(member.process, member.ready, list(member.cells), units, member.inbox.qsize(), file=sys.stderr)
-        print(len(scheduler.inflight), len(scheduler._returned), scheduler._sources, file=sys.stderr)
+        print(len(scheduler.inflight), len(scheduler._returned), len(scheduler._sources), file=sys.stderr)
         print(self.pool.insights(), file=sys.stderr)
 
     # -- the ways

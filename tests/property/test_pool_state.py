@@ -43,6 +43,10 @@ class Job:
             self.fate[item] = fate
 
     @property
+    def settled(self):
+        return self.cancelled
+
+    @property
     def open(self):
         return not self.cancelled and any(fate in (WAITING, HELD) for fate in self.fate)
 
