@@ -72,7 +72,7 @@ _LONGEST_SLEEP_S = 0.25
 # So often the collector looks at descriptors while answers keep coming.
 _LOOK_S = 0.02
 # An idle worker takes over from one that is this long at its task.
-_PATIENCE_S = 0.005
+_PATIENCE_S = 0.001
 _MEMORY_LOOK_S = 0.1
 # A pool that has one task and ends before this starts one worker.
 _WARM_UP_S = 0.02
