@@ -309,6 +309,7 @@ class Engine:
                 self._leader = None
                 if not clean:
                     # An exception, as Ctrl-C, may have come between taking an answer and acting on it.
+                    job.abandon(TaskCancelledError("its caller was interrupted"))
                     self._resynchronise()
                 if not clean or self._jobs or self.state != RUN:
                     self.nudge()
@@ -367,6 +368,7 @@ class Engine:
         """Ask the workers where they are, and look which of them are."""
         for member in list(self.members.values()):
             with self._sending, contextlib.suppress(Exception):
+                member.defined.clear()
                 if member.worker.units:
                     member.inbox.put((m.PING, member.worker.units[-1].seq))
             if not member.process.is_alive():
@@ -529,11 +531,19 @@ class Engine:
         """Give units to the workers that have room."""
         if self.state == TERMINATE or self.broken is not None:
             return
-        with self._sending:
-            with self._lock:
-                plan = self._scheduler.plan(time.monotonic())
-            for worker, units in plan:
-                self._send(self.members[worker.wid], units)
+        clean = False
+        try:
+            with self._sending:
+                with self._lock:
+                    plan = self._scheduler.plan(time.monotonic())
+                for worker, units in plan:
+                    self._send(self.members[worker.wid], units)
+            clean = True
+        finally:
+            if not clean:
+                # An exception, as Ctrl-C, may have come between planning and sending.
+                self._resynchronise()
+                self.nudge()
 
     def _send(self, member: Member, units: list[Unit]) -> None:
         """Put units into a worker's inbox; what goes wrong with one comes out of the queue of answers."""
@@ -1110,7 +1120,7 @@ class Engine:
         return True  # or was sent as code meanwhile
 
     def _drop_lost(self, wid: int, until: int) -> None:
-        """The worker has answered all up to `until`: what is still open of it, the interrupted leader has lost."""
+        """The worker has answered all up to `until`: what is still open of it, an interrupted caller has not sent or has lost."""
         with self._lock:
             member = self.members.get(wid)
             if member is None:
@@ -1118,8 +1128,7 @@ class Engine:
             lost = [unit for unit in member.worker.units if unit.seq <= until]
             for unit in lost:
                 self._scheduler.answered(unit.seq, time.monotonic())
-        for unit in lost:
-            unit.job.put_error(unit.first, TaskCancelledError("its caller was interrupted"))
+            self._scheduler.give_back([unit.part(unit.offset, unit.count) if unit.offset else unit for unit in lost])
 
     # -- workers
 

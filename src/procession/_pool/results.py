@@ -480,7 +480,9 @@ class Stream(Job):
         self.ordered = ordered
         self.sized = hasattr(iterable, "__len__")
         self.unlimited = False
-        self._condition = threading.Condition(threading.Lock())
+        # The lock itself, whose `with` an exception cannot come into, as it can into that of the condition.
+        self._mutex = threading.Lock()
+        self._condition = threading.Condition(self._mutex)
         self._chunksize = chunksize
         self._buffersize = buffersize
         self._iterable: Any = iterable
@@ -522,7 +524,7 @@ class Stream(Job):
                     item = next(iterator)
                 except StopIteration:
                     break
-                with self._condition:
+                with self._mutex:
                     self._buffer.append(item)
                     self._read += 1
                     enough = (
@@ -535,11 +537,11 @@ class Stream(Job):
             self._input_error = error
             if self._chunksize is not None:
                 # As in the standard library: the error takes the place of the chunk it was raised in.
-                with self._condition:
+                with self._mutex:
                     for _ in range(min(len(self._buffer), self._read % self._chunksize)):
                         self._buffer.pop()
                         self._read -= 1
-        with self._condition:
+        with self._mutex:
             self._exhausted = True
             self._condition.notify_all()
         # The last chunk may be a smaller one.
@@ -586,7 +588,7 @@ class Stream(Job):
             self._room.wait()
 
     def next_unit(self, workers: int) -> Unit | None:
-        with self._condition:
+        with self._mutex:
             if self.settled:
                 return None
             waiting = len(self._buffer)
@@ -614,7 +616,7 @@ class Stream(Job):
         self._put(index, (self.return_errors, error))
 
     def _put(self, index: int, outcome: tuple[bool, Any]) -> None:
-        with self._condition:
+        with self._mutex:
             if self.settled:
                 return
             if self.ordered:
@@ -627,7 +629,7 @@ class Stream(Job):
             self.progress.advance(1, not outcome[0] or isinstance(outcome[1], BaseException))
 
     def put_values(self, first: int, values: list[Any]) -> None:
-        with self._condition:
+        with self._mutex:
             if self.settled:
                 return
             if self.ordered:
@@ -639,7 +641,7 @@ class Stream(Job):
             self.progress.advance(len(values), 0)
 
     def abandon(self, error: BaseException) -> None:
-        with self._condition:
+        with self._mutex:
             if self._exhausted and self._taken + len(self._results) + len(self._come) >= self._read:
                 return  # all is there, and waits for its consumer
             self._abandoned = error
@@ -651,7 +653,7 @@ class Stream(Job):
 
     def close(self) -> None:
         """Give up the rest: what waits is dropped, what runs is interrupted, and who waits is told that this is the end."""
-        with self._condition:
+        with self._mutex:
             if self.settled:
                 return
             self.settled = True
@@ -671,7 +673,7 @@ class Stream(Job):
             self.engine.pull(self)
         self.waited_for += 1
         try:
-            with self._condition:
+            with self._mutex:
                 while True:
                     outcome = self._pop()
                     if outcome is not None:
