@@ -70,6 +70,10 @@ class Template:
 
     def retire(self) -> None:
         """Have the template end when its last child has."""
+        if self._owner == os.getpid():
+            # Whatever was forked since has a copy of this end, so its closing alone says nothing.
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def close(self) -> None:
