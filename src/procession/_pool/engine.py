@@ -556,7 +556,7 @@ class Engine:
                 if function.fid not in member.defined:
                     out.append(function.message())
                     member.defined.add(function.fid)
-                if unit.single and unit.data is None and unit.items.__class__ in m.PLAIN:
+                if unit.single and unit.data is None and type(unit.items) in m.PLAIN:
                     out.append((m.ITEM, unit.seq, function.fid, unit.first, unit.items))
                 else:
                     out.append(self._message(unit))
@@ -760,13 +760,15 @@ class Engine:
         if stop is None:
             return 3600.0
         if stop.seq not in self._scheduler.inflight:
+            if stop.step > 1 and now < stop.due:
+                return stop.due - now  # it may die of the signal yet, and what it has now is not to blame
             member.stop = None
             member.cells[m.CANCEL_CELL] = 0
             return 3600.0
         if now < stop.due:
             return stop.due - now
         pid = member.process.pid
-        if stop.step == 0 and member.cells[m.SEQ_CELL] != stop.seq:
+        if member.cells[m.SEQ_CELL] != stop.seq or (stop.step and member.cells[m.UNANSWERED_CELL] != stop.seq):
             # Not begun yet, or over already.
             stop.due = now + 0.005
             return 0.005
@@ -800,6 +802,7 @@ class Engine:
                     self._text(unit, member), member.process.name, member.process.pid, limit, used
                 )
                 member.stop = _Stop(unit.seq, error, now + 3600)
+                member.stop.step = 3
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(member.process.pid, signal.SIGKILL)
 
@@ -980,7 +983,8 @@ class Engine:
         try:
             deliver(*args)
         except Exception as error:
-            sys.excepthook(type(error), error, error.__traceback__)
+            with contextlib.suppress(Exception):  # there may be no stderr
+                sys.excepthook(type(error), error, error.__traceback__)
 
     @staticmethod
     def _deliver_pickled(unit: Unit, message: tuple[Any, ...]) -> None:
@@ -1092,6 +1096,7 @@ class Engine:
         kind, seq = message[0], message[2]
         with self._lock:
             unit = self._scheduler.answered(seq, now)
+        failure = self._failures.pop(seq, None)
         if unit is None:
             return
         if kind == m.NO_FUNCTION and self._send_again(unit.job.function, message[4]):
@@ -1102,7 +1107,7 @@ class Engine:
             with self._lock:
                 self._scheduler.give_back([_single(unit, i) for i in range(unit.count)])
             return
-        error = self._failures.pop(seq, None) or unpack_error(message[3])
+        error = failure or unpack_error(message[3])
         for index in range(unit.offset, unit.count):
             unit.job.put_error(unit.first + index, error)
 
@@ -1211,6 +1216,8 @@ class Engine:
             with self._lock:
                 self._scheduler.give_back([unit])
             return
+        if stop is not None and stop.seq != unit.seq:
+            stop = None  # it died of this one, before the other's end was noticed
         error: BaseException
         if stop is not None and stop.error is not None and not isinstance(stop.error, WorkerMemoryError):
             error = stop.error
@@ -1313,7 +1320,9 @@ def _loaded(job: Job, data: bytes, loads: Callable[[bytes], Any] = codec.loads) 
     """Unpickle a result; return it, or an error that says what came and why it is not to be had."""
     try:
         return loads(data), None
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise
         from procession._errors import RemoteError
 
         text = f"the result of {job.function.name}() could not be unpickled here: {error}"

@@ -261,21 +261,20 @@ class _Settling(Job):
         self._value = value
         callback: Any = self._callback if success else self._error_callback
         self._callback = self._error_callback = None
-        if callback is not None:
-            try:
-                callback(value)
-            except (Exception, SystemExit) as error:
-                _report(callback, error)
-        with _event_lock:
-            self._ready = True
-            event = self._event
-            listeners = self._listeners
-            self._listeners = None
-        self.owner = None
-        if event is not None:
-            event.set()
-        for listener in listeners or ():
-            listener()
+        try:
+            if callback is not None:
+                _call_back(callback, value)
+        finally:
+            with _event_lock:
+                self._ready = True
+                event = self._event
+                listeners = self._listeners
+                self._listeners = None
+            self.owner = None
+            if event is not None:
+                event.set()
+            for listener in listeners or ():
+                listener()
 
     def abandon(self, error: BaseException) -> None:
         self._settle(False, error)
@@ -293,10 +292,16 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _report(callback: object, error: BaseException) -> None:
-    """A callback raised: its caller is the thread that collects, which must go on; so it is printed."""
-    sys.stderr.write(f"procession: the callback {callback!r} raised:\n")
-    sys.excepthook(type(error), error, error.__traceback__)
+def _call_back(callback: Callable[[Any], object], value: Any) -> None:
+    """Call it; what it raises is printed, since its caller is the thread that collects, which must go on."""
+    try:
+        callback(value)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise
+        with contextlib.suppress(Exception):  # there may be no stderr
+            sys.stderr.write(f"procession: the callback {callback!r} raised:\n")
+            sys.excepthook(type(error), error, error.__traceback__)
 
 
 class AsyncResult(_Settling, _std.ApplyResult):  # type: ignore[type-arg]
@@ -575,17 +580,21 @@ class Stream(Job):
     def _wait_for_room(self) -> bool:
         """Wait until another item may be read; False when none will be wanted."""
         while True:
-            if self.settled or self._abandoned is not None:
+            if self._unwanted:
                 return False
             if self._read - self._taken < self.limit(self.engine.size):
                 return True
             self._room.clear()
-            if self._read - self._taken < self.limit(self.engine.size) or self.settled:
+            if self._read - self._taken < self.limit(self.engine.size) or self._unwanted:
                 continue
             if self._buffer:
                 # Less than a chunk, and more will not come before some of it has been consumed.
                 self.engine.source_ready(self)
             self._room.wait()
+
+    @property
+    def _unwanted(self) -> bool:
+        return self.settled or self._abandoned is not None
 
     def next_unit(self, workers: int) -> Unit | None:
         with self._mutex:
@@ -705,6 +714,9 @@ class Stream(Job):
             outcome = self._come.popleft()
         if outcome is not None:
             self._taken += 1
+            if self.waited_for > 1:
+                # Another consumer may have waited for this to be gone: the next one is there, or that was the last.
+                self._condition.notify_all()
         return outcome
 
     def _end(self) -> None:

@@ -244,7 +244,7 @@ class _Worker:
         self.finished(1)
 
     def packed(self, seq: int, result: Any, spent: int) -> tuple[Any, ...]:
-        if result.__class__ in m.PLAIN:
+        if type(result) in m.PLAIN:
             return (m.VALUE, self.wid, seq, result, spent)
         try:
             data = codec.encode_result(result, main_by_value=self.orders.main_by_value)
@@ -286,6 +286,8 @@ class _Worker:
                 except BaseException as error:
                     cells[m.RUNNING_CELL] = 0
                     at = start + len(results)
+                    if at >= count:
+                        break  # SIGINT, after the last one
                     errors[at] = pack(error)
                     results.append(None)
                     at += 1

@@ -192,7 +192,7 @@ def pack_error(error: BaseException, skip_frames: int) -> tuple[Any, ...]:
         data = None
     try:
         text = str(error)
-    except Exception as broken:
+    except BaseException as broken:
         text = f"<its text cannot be shown: {type_name(broken)}>"
     return ("error", data, type_name(error), text, _format(error, trace))
 
@@ -231,7 +231,11 @@ def unpack_error(message: tuple[Any, ...]) -> BaseException:
     error: BaseException
     try:
         error = RemoteError(name, text, formatted) if data is None else codec.loads(data)
-    except (Exception, SystemExit):
+        # Not by assignment, which its class may forbid, as that of a frozen dataclass does.
+        vars(BaseException)["__cause__"].__set__(error, RemoteTraceback(formatted))
+    except BaseException as broken:
+        if isinstance(broken, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise
         error = RemoteError(name, text, formatted)
-    error.__cause__ = RemoteTraceback(formatted)
+        error.__cause__ = RemoteTraceback(formatted)
     return error

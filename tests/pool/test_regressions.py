@@ -1,0 +1,149 @@
+"""What once went wrong in the pool, each seen to fail before it was mended."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from unittest import mock
+
+import pytest
+
+import procession
+
+_PARENT = os.getpid()
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def return_first_last(number: int) -> int:
+    if number == 0:
+        time.sleep(0.2)
+    return number
+
+
+class ComesOnlyHereWith:
+    """Its copy raises `error` in the parent."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self.error = error
+
+    def __reduce__(self) -> object:
+        return _raise_in_parent, (self.error,)
+
+
+def _raise_in_parent(error: type[BaseException]) -> object:
+    if os.getpid() == _PARENT:
+        raise error
+    return None
+
+
+class BecomesANumberError(Exception):
+    def __reduce__(self) -> object:
+        return _number_in_parent, ()
+
+
+def _number_in_parent() -> object:
+    return 7 if os.getpid() == _PARENT else BecomesANumberError()
+
+
+def raise_what_becomes_a_number(_: object) -> None:
+    raise BecomesANumberError
+
+
+class StrInterruptsError(Exception):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+def raise_what_has_no_text(_: object) -> None:
+    raise StrInterruptsError
+
+
+@pytest.mark.timeout(60)
+def test_of_two_pools_the_first_one_ends_while_the_second_and_another_process_live() -> None:
+    with procession.get_context("fork").Pool(1) as first, procession.get_context("fork").Pool(1) as second:
+        assert first.apply(square, (3,)) == 9
+        assert second.apply(square, (3,)) == 9
+        assert len(first._pool) == len(second._pool) == 1
+        other = procession.get_context("fork").Process(target=time.sleep, args=(1000,))
+        other.start()
+        first.terminate()
+        assert second.apply(square, (4,)) == 16
+        second.terminate()
+        other.kill()
+        other.join()
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_callback_that_raises_anything_costs_neither_its_result_nor_the_pool(
+    error: type[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def callback(_: object) -> None:
+        raise error
+
+    with procession.get_context("fork").Pool(1) as pool:
+        assert pool.apply_async(square, (3,), callback=callback).get(30) == 9
+        assert pool.apply(square, (4,)) == 16
+    assert "the callback" in capsys.readouterr().err
+
+
+def test_a_callback_that_raises_where_there_is_no_stderr_does_not_cost_its_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def callback(_: object) -> None:
+        raise ValueError
+
+    with procession.get_context("fork").Pool(1) as pool, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", None)
+        assert pool.apply_async(square, (3,), callback=callback).get(30) == 9
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_result_whose_unpickling_raises_anything_costs_itself_alone(error: type[BaseException]) -> None:
+    with procession.get_context("fork").Pool(1) as pool:
+        with pytest.raises(procession.RemoteError, match="could not be unpickled here"):
+            pool.apply_async(ComesOnlyHereWith, (error,)).get(30)
+        with pytest.raises(procession.RemoteError, match="could not be unpickled here"):
+            pool.map_async(ComesOnlyHereWith, [error] * 3, chunksize=3).get(30)
+        assert pool.apply(square, (4,)) == 16
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+def test_an_exception_that_arrives_as_something_else_is_told_in_words(chunksize: int) -> None:
+    with procession.get_context("fork").Pool(1) as pool:
+        with pytest.raises(procession.RemoteError, match="BecomesANumberError"):
+            pool.map_async(raise_what_becomes_a_number, [1, 2], chunksize=chunksize).get(30)
+        assert pool.apply(square, (4,)) == 16
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+def test_an_exception_without_a_text_does_not_cost_the_worker(chunksize: int) -> None:
+    with procession.get_context("fork").Pool(1) as pool:
+        before = pool._pool[0].pid
+        with pytest.raises(StrInterruptsError):
+            pool.map_async(raise_what_has_no_text, [1, 2], chunksize=chunksize).get(30)
+        assert pool._pool[0].pid == before
+
+
+def test_an_item_that_only_says_it_is_an_int_is_its_own_error() -> None:
+    with procession.get_context("fork").Pool(1) as pool:
+        results = pool.map_async(square, [mock.Mock(spec=int), 2], chunksize=1, on_error="return").get(30)
+        assert isinstance(results[0], Exception)
+        assert results[1] == 4
+        assert pool.apply(square, (4,)) == 16
+
+
+def test_several_threads_that_consume_one_ordered_stream_all_come_to_its_end() -> None:
+    with procession.get_context("fork").Pool(2) as pool:
+        stream = pool.imap(return_first_last, range(4), chunksize=1)
+        taken: list[int] = []
+        threads = [threading.Thread(target=lambda: taken.extend(stream), daemon=True) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(taken) == [0, 1, 2, 3]
