@@ -147,3 +147,11 @@ def test_several_threads_that_consume_one_ordered_stream_all_come_to_its_end() -
         for thread in threads:
             thread.join()
         assert sorted(taken) == [0, 1, 2, 3]
+
+
+def test_a_callback_that_waits_for_a_result_is_told_that_it_cannot(capsys: pytest.CaptureFixture[str]) -> None:
+    with procession.get_context("fork").Pool(1) as pool:
+        for wait in (lambda _: pool.apply(square, (2,)), lambda _: pool.map(square, [2])):
+            assert pool.apply_async(square, (3,), callback=wait).get(30) == 9
+        assert pool.apply(square, (4,)) == 16
+    assert capsys.readouterr().err.count("RuntimeError: a callback cannot wait") == 2

@@ -294,6 +294,7 @@ class Engine:
     def call(self, job: AsyncResult) -> Any:
         """Have a call done and return its result; the fast way, if nobody else is waiting for anything."""
         self.check()
+        self._check_can_wait()
         job.engine = self
         clean = False
         try:
@@ -381,7 +382,16 @@ class Engine:
 
     def await_event(self, event: threading.Event, timeout: float | None) -> None:
         """Wait for a job's event."""
+        if timeout is None:
+            self._check_can_wait()
         event.wait(timeout)
+
+    def _check_can_wait(self) -> None:
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(
+                "a callback cannot wait for a result: it is called by the thread that collects them. "
+                "Use apply_async() or map_async() there, with a callback."
+            )
 
     def cancel(self, job: Job) -> bool:
         """Cancel a job; False if it has a result already."""
