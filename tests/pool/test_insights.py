@@ -276,6 +276,8 @@ class Waiting:
 def test_a_stall_is_told_once_to_who_waits(call, told, wait_until) -> None:
     event = procession.Event()
     with procession.Pool(2, take_gate, (event,), stall_report=0.2) as pool:
+        assert 2 == len(pool._pool)
+        wait_until(lambda: ["waiting"] * 2 == [one.state for one in pool.insights().workers], "two workers")
         with Waiting(lambda: WAITS[call](pool), event):
             wait_until(told.lines, "a line")
             time.sleep(0.5)

@@ -434,6 +434,9 @@ class Engine:
     def settled(self, job: Job) -> None:
         """A job has its result."""
         self._jobs.discard(job)
+        if job is self._leader and threading.current_thread() is self._thread:
+            # The collector had been waiting for answers when its caller began to, and got this one.
+            self._done.put((m.NUDGE,))
         function = job.function
         if not function.kept:
             for member in list(self.members.values()):
@@ -664,7 +667,8 @@ class Engine:
         messages: list[Any] = []
         active = False
         if self._leader is None:
-            active = not self._scheduler.idle
+            starting = any(member.ready is None for member in list(self.members.values()))
+            active = starting or not self._scheduler.idle
             with contextlib.suppress(Empty):
                 messages = self._done.get_many(_BATCH, True, _HOT_S if active else 0.0)
             if messages:
