@@ -21,7 +21,7 @@ EXPERIMENTS = re.findall(r"^\$ python (examples/before_after\.py) (\w+) (\S+)\n(
 
 #: The pool is the standard library's engine in this version; the experiments that wait for nothing are run for
 #: procession only where they say something about procession.
-NOT_YET = ("R1", "R6", "R7", "R8", "R9")
+NOT_YET = ("R6",)
 
 
 def code_blocks(text: str) -> list[str]:

@@ -240,6 +240,28 @@ def settled_memory():
     return _native.memory()["used"]
 
 
+ORPHANED = """
+import os, sys
+import procession as mp
+def f(x):
+    return os.getpid()
+if __name__ == "__main__":
+    mp.set_start_method(sys.argv[1])
+    pool = mp.Pool(2)
+    print(len(pool._pool), pool.apply(f, (1,)) > 0, flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.leaks(reason="os._exit() leaves the directory of the fork server's socket, as in the stdlib")
+def test_idle_workers_leave_when_their_parent_is_gone(start_method, tmp_path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(ORPHANED, encoding="utf-8")
+    # The workers hold the pipe open: this returns when the last of them has left.
+    done = subprocess.run([sys.executable, program, start_method], check=False, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("2 True\n", "")
+
+
 REDEFINED = """
 import {library} as mp
 mp.set_start_method("fork")

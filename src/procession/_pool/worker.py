@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from multiprocessing import process as _process
 from queue import Empty
 
 from procession import _native
@@ -87,7 +88,7 @@ class _Worker:
 
     def run(self) -> None:
         # A worker may have children of its own, whatever its parent thinks of it.
-        sys.modules["multiprocessing.process"].current_process()._config["daemon"] = False
+        _process.current_process()._config["daemon"] = False
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self.on_interrupt)
         try:
@@ -158,7 +159,9 @@ class _Worker:
                 if seq:
                     self.answer((m.ERROR, self.wid, seq, pack(error), 0))
                 elif isinstance(error, Empty):
-                    if os.getppid() != parent:
+                    # The parent by birth may be a fork server, which lives as long as this process does.
+                    owner = _process.parent_process()
+                    if os.getppid() != parent or (owner is not None and not owner.is_alive()):
                         os._exit(1)
                 elif not isinstance(error, KeyboardInterrupt):  # it came late
                     raise
