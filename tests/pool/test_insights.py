@@ -150,6 +150,7 @@ def test_all_items_are_counted(ctx, chunksize) -> None:
 
 def test_they_are_there_while_tasks_run_and_after_the_end(wait_until) -> None:
     with procession.Pool(2) as pool:
+        assert 2 == len(pool._pool)
         job = pool.map_async(nap, [60])
         wait_until(lambda: "working" in {one.state for one in pool.insights().workers}, "a worker at work")
         wait_until(lambda: pool.insights().total.working > 0, "its time to be counted")
