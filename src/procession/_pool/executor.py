@@ -394,6 +394,12 @@ class ProcessPoolExecutor(_Base):
         if wait:
             engine.join()
 
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Wait for all calls; but after a Ctrl-C or an exit, of which workers may have taken the next call, end them."""
+        if kind is not None and not issubclass(kind, Exception):
+            self.terminate_workers()
+        self.shutdown(wait=True)
+
     def terminate_workers(self) -> None:
         """End the workers at once, by SIGTERM: what runs gets a `BrokenProcessPool`, what waits is cancelled."""
         self._end(signal.SIGTERM)
