@@ -155,3 +155,29 @@ def test_a_callback_that_waits_for_a_result_is_told_that_it_cannot(capsys: pytes
             assert pool.apply_async(square, (3,), callback=wait).get(30) == 9
         assert pool.apply(square, (4,)) == 16
     assert capsys.readouterr().err.count("RuntimeError: a callback cannot wait") == 2
+
+
+class InterruptsItsPickling:
+    def __reduce__(self) -> object:
+        raise KeyboardInterrupt
+
+
+def take_long_and_spoil_the_second(number: int) -> object:
+    time.sleep(0.02)
+    return InterruptsItsPickling() if number == 1 else number
+
+
+def test_a_part_of_a_chunk_that_comes_with_the_chunks_end_keeps_its_results() -> None:
+    with procession.get_context("fork").Pool(1) as pool:
+        assert pool.apply(square, (3,)) == 9
+        engine = pool._engine
+        entered, leave = threading.Event(), threading.Event()
+        pool.apply_async(square, (3,), callback=lambda _: (entered.set(), leave.wait()))
+        assert entered.wait(30)
+        result = pool.map_async(take_long_and_spoil_the_second, [0, 1], chunksize=2, on_error="return")
+        while engine._done.qsize() < 2:
+            time.sleep(0.001)
+        leave.set()
+        first, second = result.get(30)
+    assert first == 0
+    assert isinstance(second, KeyboardInterrupt)

@@ -1046,6 +1046,7 @@ class Engine:
         if stop < unit.count:
             with self._lock:
                 self._scheduler.progressed(seq, stop, time.monotonic())
+            unit.offset = stop  # also where the unit's end is in the same batch
         values, error = _loaded(job, data, codec.decode_items)
         if error is not None:
             self._load_each(unit, message, error)
