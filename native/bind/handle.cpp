@@ -586,7 +586,7 @@ int exec_module(PyObject* module) noexcept {
   const bool ok = rebuild_function != nullptr && add_lock_types(module) && add_semaphore_types(module) &&
                   add_event_type(module) && add_condition_type(module) && add_barrier_type(module) &&
                   add_cells_type(module) && add_queue_types(module) && add_locked_attribute_type(module) &&
-                  add_number_functions(module);
+                  add_number_functions(module) && add_dormant_functions(module);
   return ok ? 0 : -1;
 }
 

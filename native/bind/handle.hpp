@@ -134,6 +134,7 @@ bool add_cells_type(PyObject* module) noexcept;
 bool add_queue_types(PyObject* module) noexcept;
 bool add_locked_attribute_type(PyObject* module) noexcept;
 bool add_number_functions(PyObject* module) noexcept;
+bool add_dormant_functions(PyObject* module) noexcept;
 bool add_type(PyObject* module, PyType_Spec* spec, PyTypeObject** type, PyTypeObject* base = nullptr) noexcept;
 
 }  // namespace procession::bind

@@ -67,6 +67,8 @@ RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
 _BATCH = 256
 # For so long the collector waits on the queue itself, from which it wakes fastest, before it waits for all there is to wait for.
 _HOT_S = 0.0005
+# The collector's first look is this late: until then no worker can have come, and its maker has the first call to send.
+_FIRST_LOOK_MS = 2
 # A bell can fail, so nobody relies on one for longer than this.
 _LONGEST_SLEEP_S = 0.25
 # So often the collector looks at descriptors while answers keep coming.
@@ -74,8 +76,10 @@ _LOOK_S = 0.02
 # An idle worker takes over from one that is this long at its task.
 _PATIENCE_S = 0.001
 _MEMORY_LOOK_S = 0.1
-# A pool that has one task and ends before this starts one worker.
+# A pool that has one task and ends this long after its first worker was ready has started no other: two interpreters that
+# boot at once on few cores would have made the first result late. If the first takes long to be ready, they are not waited for.
 _WARM_UP_S = 0.02
+_LONGEST_WARM_UP_S = 0.5
 _STALL_S = 30.0
 # When nothing goes on and nobody waits for it, somebody may begin to: so often is looked.
 _STALL_LOOK_S = 1.0
@@ -188,6 +192,8 @@ class Engine:
         self._slowest: list[tuple[int, int, str]] = []
         now = time.monotonic()
         self._begun = self._last_answer = self._last_look = self._memory_looked = self._idle_since = now
+        # When the workers are started that nobody is waiting for.
+        self._warm_at = now + _LONGEST_WARM_UP_S
         self._stall_said = self._was_busy = False
         self._joining = 0
         self._forsaken: deque[Stream] = deque()
@@ -202,6 +208,9 @@ class Engine:
         self._launcher = Launcher(context, orders)
         self._prepared = orders.initializer is not None or orders.worker_init is not None
         first: list[Member] = []
+        # All that can be made before the forks is: after one, each page that is written to must first be copied.
+        self._thread = threading.Thread(target=self._run, name="procession-pool", daemon=True)
+        _engines.add(self)
         try:
             # The others are started by the collector: once there is work for them, or after a moment anyway.
             self._complete = size == 1 or self._launcher.method not in ("fork", "spawn", "forkserver")
@@ -210,7 +219,6 @@ class Engine:
             for member in first:
                 self._admit(member)
             self._launcher.make_template()
-            self._thread = threading.Thread(target=self._run, name="procession-pool", daemon=True)
             self._thread.start()
         except BaseException:
             self.state = TERMINATE
@@ -221,7 +229,6 @@ class Engine:
                 member.close()
             self._close()
             raise
-        _engines.add(self)
         self._finalizer = util.Finalize(self, Engine._at_exit, args=(weakref.ref(self),), exitpriority=15)
 
     # -- for callers
@@ -649,6 +656,8 @@ class Engine:
 
     def _run(self) -> None:
         try:
+            # Whoever made the pool goes on first: only then does this thread let go of the interpreter's lock.
+            self._poll.poll(_FIRST_LOOK_MS)
             while self._step():
                 pass
         except BaseException as error:
@@ -752,7 +761,7 @@ class Engine:
             wait = min(wait, _MEMORY_LOOK_S)
         self._adjust(now, busy)
         if not self._complete:
-            wait = min(wait, max(self._begun + _WARM_UP_S - now, 0.001))
+            wait = min(wait, max(self._warm_at - now, 0.001))
         if self.options.idle_timeout is not None and self.members:
             wait = min(wait, max(self._idle_since + self.options.idle_timeout - now, 0.01))
         for shown in list(self._shown):
@@ -831,7 +840,7 @@ class Engine:
             self._asleep = True
         if self._oom_kills is None and now - self._begun >= _WARM_UP_S:
             self._oom_kills = _oom_kills()
-        if not self._complete and (self._scheduler.short_of_workers or now - self._begun >= _WARM_UP_S):
+        if not self._complete and (self._scheduler.short_of_workers or now >= self._warm_at):
             self._complete = True
         wanted = 0 if self._asleep else self.size if self._complete else 1
         staying = [member for member in self.members.values() if not member.leaving]
@@ -1093,6 +1102,7 @@ class Engine:
         elif kind == m.READY:
             if member is not None:
                 member.ready = member.worker.since = now
+                self._warm_at = min(self._warm_at, now + _WARM_UP_S)
         elif kind == m.FAILED:
             if member is not None:
                 member.error = unpack_error(message[2])

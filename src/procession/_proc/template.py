@@ -46,11 +46,11 @@ class Template:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         util._flush_std_streams()
         parent = os.getpid()
-        pid = os.fork()
+        pid = _native._fork_dormant(ours.fileno(), theirs.fileno())
         if pid == 0:
             code = 1
             try:
-                ours.close()
+                ours.detach()  # closed already
                 _serve(theirs, parent)
                 code = 0
             finally:
