@@ -57,7 +57,8 @@ PyObject* fork_dormant(PyObject*, PyObject* args) noexcept {
 PyMethodDef functions[] = {
     {"_fork_dormant", fork_dormant, METH_VARARGS,
      "_fork_dormant(ours, theirs) -> int\n--\n\nFork a child that closes the socket `ours` and sleeps until there is "
-     "something to read on `theirs`.\n\nReturns its pid here, and 0 there once it is awake, with SIGINT ignored. It ends "
+     "something to read on `theirs`.\n\nReturns its pid here, and 0 there once it is awake, with SIGINT ignored. It "
+     "ends "
      "when this process does, or the other end of `theirs` is closed."},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-
 import pytest
 
-STORM = [sys.executable, "-W", "error", "-m", "tests.crash.pool_storm"]
+from tests.crash import storms
 
 
 def run(*options, timeout):
-    """In an interpreter of its own: what the storm must not leave in shared memory is counted there."""
-    storm = subprocess.Popen(
-        [*STORM, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    try:
-        output, _ = storm.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(storm.pid, signal.SIGKILL)
-        output, _ = storm.communicate()
-        pytest.fail(f"the storm did not end:\n{output}")
-    assert (0, "passed") == (storm.returncode, output.split()[-1]), output
+    end, output = storms.run("pool_storm", *options, timeout=timeout)
+    assert (0, "passed") == end, output
 
 
 @pytest.mark.timeout(240)

@@ -12,12 +12,19 @@ its process has ended, and so behind everything the worker has said. Whoever tak
 collector: the engine's thread; or, while it is the only one with something to wait for, the caller of `apply` itself, which
 saves two changes of threads.
 
+The main thread may be broken off by a KeyboardInterrupt after any call, and the pool be used on. So it changes nothing but by
+single steps (a deque's `append`, an assignment) or in an order in which each beginning is harmless, and waits at a `Gate`; all
+else it asks the engine's thread to do (`_requests`). An answer it has taken it leaves in `_taken` until it has acted on it.
+What it has promised and not sent, or sent and lost sight of, is found by the *audit*: a worker that says (PONG) to have answered
+everything up to a unit that is still open has not got it.
+
 Locks, in the order in which they are taken: `_sending` (what goes into inboxes), `_lock` (the scheduler and the table of members). The
 user's code (pickling, callbacks, iterators) never runs under `_lock`.
 """
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import heapq
 import itertools
@@ -29,6 +36,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from functools import partial
 from multiprocessing import util
 from queue import Empty
 from typing import TYPE_CHECKING, Any
@@ -44,6 +52,7 @@ from procession._pool.errors import (
     WorkerMemoryError,
 )
 from procession._pool.functions import Registry
+from procession._pool.gate import Gate
 from procession._pool.insights import Insights, Ledger, SlowTask, WorkerInsights
 from procession._pool.launcher import Launcher
 from procession._pool.restart import RestartBudget
@@ -54,7 +63,7 @@ from procession._wire import codec
 from procession._wire.queues import Queue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from procession._pool.functions import Function
     from procession._pool.results import AsyncResult, Job, Stream
@@ -73,6 +82,8 @@ _FIRST_LOOK_MS = 2
 _LONGEST_SLEEP_S = 0.25
 # So often the collector looks at descriptors while answers keep coming.
 _LOOK_S = 0.02
+# So long nothing may be heard of a worker that has something before it is asked where it is.
+_AUDIT_S = 0.25
 # An idle worker takes over from one that is this long at its task.
 _PATIENCE_S = 0.001
 _MEMORY_LOOK_S = 0.1
@@ -144,6 +155,8 @@ class Member:
         self.error: BaseException | None = None
         self.started = now
         self.ready: float | None = None
+        # The last unit it had when it was asked where it is.
+        self.asked = 0
 
     def close(self) -> None:
         if self.owns_watch and self.watch >= 0:
@@ -182,7 +195,12 @@ class Engine:
         self._wids = itertools.count(1)
         # The call whose caller is the collector now.
         self._leader: AsyncResult | None = None
-        self._parked = False
+        # Answers that a caller has taken and not acted on; what the engine's thread is to do.
+        self._taken: deque[tuple[Any, ...]] = deque()
+        self._requests: deque[Callable[[], object]] = deque()
+        self._parked = self._sleeping = False
+        self._calling_back: list[None] = []  # one for each callback that is running
+        self._audited = 0.0
         self._forked = False
         self._asleep = False
         self._failures: dict[int, Exception] = {}
@@ -259,11 +277,16 @@ class Engine:
             self._shown.add(job.progress)
         with self._lock:
             self.check()  # again: it may have ended meanwhile, and have told those whom it knew
-            if self._scheduler.idle:
-                self._last_answer = time.monotonic()
             self._jobs.add(job)
-            self._scheduler.add_source(job)
-        self._go()
+            self._requests.append(partial(self._accept, job))
+        self._wake_up()
+
+    def _accept(self, job: Job) -> None:
+        with self._lock:
+            if not job.settled:
+                if self._scheduler.idle:
+                    self._last_answer = time.monotonic()
+                self._scheduler.add_source(job)
 
     def submit_stream(self, stream: Stream) -> None:
         """Have a stream's input read and its items done."""
@@ -271,32 +294,70 @@ class Engine:
         stream.engine = self
         if stream.progress is not None:
             self._shown.add(stream.progress)
+        feeder = threading.Thread(target=stream.feed, name="procession-input", daemon=True)
         with self._lock:
             self.check()
             self._jobs.add(stream)
             self._streams.add(stream)
-        threading.Thread(target=stream.feed, name="procession-input", daemon=True).start()
+            self._requests.append(feeder.start)
         # Its input may give nothing for long, which is seen by who looks around.
-        self.nudge()
+        self._wake_up()
 
     def source_ready(self, job: Stream) -> None:
-        """A stream has something to give out, or its input is at its end."""
+        """A stream has something to give out, or its input is at its end; said by its feeder."""
         with self._lock:
             if job.input_ended:
                 self._streams.discard(job)
             if self.state == TERMINATE or self.broken is not None or job.settled:
                 return
             self._scheduler.add_source(job)
-        self._go()
-
-    def _go(self) -> None:
         if self._asleep:
             self._asleep = False
             self.nudge()
         self._pump()
         if self._parked:
             self._parked = False
-            os.eventfd_write(self._wake, 1)
+            self.nudge()
+
+    def _wake_up(self) -> None:
+        """Have the requests seen to: by the engine's thread, or, while a callback keeps that, by one for this alone."""
+        if self._calling_back:
+            # Not by threading, which would wait for its start, in Python.
+            _thread.start_new_thread(self._see_to_requests, ())
+        elif self._sleeping:
+            self._sleeping = False
+            self.nudge()
+
+    @contextlib.contextmanager
+    def calling_back(self) -> Iterator[None]:
+        """Around what may take its time, or wait for something that the main thread has yet to ask for."""
+        self._calling_back.append(None)
+        try:
+            if self._requests:
+                self._see_to_requests()
+            yield
+        finally:
+            self._calling_back.pop()
+
+    def _have_done(self, action: Callable[[], object]) -> None:
+        """Do `action`, in the engine's thread where it might be broken off here; return when it is done."""
+        if threading.current_thread() is not threading.main_thread() or not self.alive:
+            action()
+            return
+        done: list[bool] = []
+        gate = Gate()
+
+        def act() -> None:
+            try:
+                action()
+            finally:
+                done.append(True)
+                gate.open()
+
+        self._requests.append(act)
+        self._wake_up()
+        while not gate.wait(lambda: done, _LONGEST_SLEEP_S) and self.alive:
+            self.nudge()
 
     def call(self, job: AsyncResult) -> Any:
         """Have a call done and return its result; the fast way, if nobody else is waiting for anything."""
@@ -313,23 +374,28 @@ class Engine:
                     self._lead(job)
             clean = True
         finally:
+            # Up to here nothing has been called since an exception was raised.
             if self._leader is job:
                 self._leader = None
-                if not clean:
-                    # An exception, as Ctrl-C, may have come between taking an answer and acting on it.
-                    job.abandon(TaskCancelledError("its caller was interrupted"))
-                    self._resynchronise()
-                if not clean or self._jobs or self.state != RUN:
-                    self.nudge()
+            if not clean:
+                self._requests.append(partial(self._forget, job))
+            if self._requests or self._taken or self._jobs or self.state != RUN:
+                self.nudge()
         if not job.begun:
             self.submit(job)
         return job.get()
+
+    def _forget(self, job: AsyncResult) -> None:
+        """The caller of a job has been broken off while it was the collector."""
+        job.abandon(TaskCancelledError("its caller was interrupted"))
+        self._drop(job)
+        self._audit(time.monotonic(), 0.0)
 
     def _begin_alone(self, job: AsyncResult) -> None:
         """Give a call to an idle worker and make its caller the collector, if nothing else is going on."""
         with self._lock:
             self.check()
-            if self._leader is not None or not self._scheduler.idle:
+            if self._leader is not None or self._taken or self._requests or not self._scheduler.idle:
                 return
             worker = self._idle_worker()
             unit = None if worker is None else job.next_unit(1)
@@ -342,12 +408,14 @@ class Engine:
         self._send(self.members[worker.wid], [unit])
 
     def _lead(self, job: AsyncResult) -> None:
-        """Collect until `job` has its result, or another's message shows that this is no longer the only one."""
-        done = self._done
+        """Collect until `job` has its result, or a message comes that is not for it and so for the engine's thread."""
+        taken, take = self._taken, self._done.get
         while not job.settled:
             try:
-                message = done.get(True, _LONGEST_SLEEP_S)
-            except Empty:
+                # All in C: what is taken is noted, with nothing in between.
+                taken.extend(map(take, (True,), (_LONGEST_SLEEP_S,)))
+                message = taken[0]
+            except (Empty, IndexError):
                 if self.state == TERMINATE or self.broken is not None:
                     return
                 if not job.waited_for:
@@ -355,16 +423,19 @@ class Engine:
                     job.waited_for += 1
                     self.nudge()
                 continue
-            if message[0] == m.VALUE:
-                # The shortest way for the most frequent case.
+            if message[0] <= m.ERROR:
+                unit = self._scheduler.inflight.get(message[2])
+                if unit is None or unit.job is not job:
+                    return
                 with self._lock:
-                    unit = self._scheduler.answered(message[2], time.monotonic(), message[4])
-                if unit is not None:
-                    self._deliver([(unit, message)])
+                    self._scheduler.answered(message[2], time.monotonic(), message[4])
+                self._deliver([(unit, message)])
+            elif message[0] in (m.READY, m.NUDGE):
+                self._event(message, time.monotonic())
             else:
-                self._process([message])
-            if self._jobs and not (len(self._jobs) == 1 and job in self._jobs):
                 return
+            with contextlib.suppress(ValueError):
+                taken.remove(message)
 
     def _idle_worker(self) -> Worker | None:
         for member in self.members.values():
@@ -372,26 +443,31 @@ class Engine:
                 return member.worker
         return None
 
-    def _resynchronise(self) -> None:
-        """Ask the workers where they are, and look which of them are."""
-        for member in list(self.members.values()):
-            with self._sending, contextlib.suppress(Exception):
-                member.defined.clear()
-                if member.worker.units:
-                    member.inbox.put((m.PING, member.worker.units[-1].seq))
-            if not member.process.is_alive():
-                self._done.put((m.DIED, member.wid))
+    def _audit(self, now: float, patience: float) -> None:
+        """Ask the workers of which nothing has been heard for so long where they are; forget what has its result."""
+        self._audited = now
+        for job in list(self._jobs):
+            if job.settled:
+                self._jobs.discard(job)
+        with self._sending, contextlib.suppress(MemoryError):  # what had been given out has been sent, or is lost
+            for member in list(self.members.values()):
+                units = member.worker.units
+                if units and member.asked != units[-1].seq and now - member.worker.since >= patience:
+                    member.inbox.put((m.PING, units[-1].seq))
+                    member.asked = units[-1].seq
 
     def nudge(self) -> None:
         """Have the collector look around."""
         with contextlib.suppress(OSError, ValueError):
             os.eventfd_write(self._wake, 1)
 
-    def await_event(self, event: threading.Event, timeout: float | None) -> None:
-        """Wait for a job's event."""
+    def wait(self, gate: Gate, passed: Callable[[], object], timeout: float | None) -> bool:
+        """Wait until `passed()`, which is looked at when `gate` opens; False if `timeout` seconds have gone by."""
         if timeout is None:
             self._check_can_wait()
-        event.wait(timeout)
+        if self._requests:
+            self.nudge()
+        return gate.wait(passed, timeout)
 
     def _check_can_wait(self) -> None:
         if threading.current_thread() is self._thread:
@@ -404,14 +480,19 @@ class Engine:
         """Cancel a job; False if it has a result already."""
         if job.settled:
             return False
+        self._have_done(partial(self._cancel, job))
+        return job.settled
+
+    def _cancel(self, job: Job) -> None:
         job.abandon(TaskCancelledError(f"{job.function.name}() was cancelled"))
-        self.drop(job)
-        return True
+        self._drop(job)
 
     def drop(self, job: Job) -> None:
         """Nobody wants the results of a job any more."""
-        if self._forked:
-            return
+        if not self._forked:
+            self._have_done(partial(self._drop, job))
+
+    def _drop(self, job: Job) -> None:
         with self._lock:
             self._jobs.discard(job)
             self._streams.discard(job)
@@ -441,7 +522,7 @@ class Engine:
     def settled(self, job: Job) -> None:
         """A job has its result."""
         self._jobs.discard(job)
-        if job is self._leader and threading.current_thread() is self._thread:
+        if job is self._leader and threading.get_ident() == self._thread.ident:
             # The collector had been waiting for answers when its caller began to, and got this one.
             self._done.put((m.NUDGE,))
         function = job.function
@@ -551,31 +632,24 @@ class Engine:
         """Give units to the workers that have room."""
         if self.state == TERMINATE or self.broken is not None:
             return
-        clean = False
-        try:
-            with self._sending:
-                with self._lock:
-                    plan = self._scheduler.plan(time.monotonic())
-                for worker, units in plan:
-                    self._send(self.members[worker.wid], units)
-            clean = True
-        finally:
-            if not clean:
-                # An exception, as Ctrl-C, may have come between planning and sending.
-                self._resynchronise()
-                self.nudge()
+        with self._sending:
+            with self._lock:
+                plan = self._scheduler.plan(time.monotonic())
+            for worker, units in plan:
+                self._send(self.members[worker.wid], units)
 
     def _send(self, member: Member, units: list[Unit]) -> None:
         """Put units into a worker's inbox; what goes wrong with one comes out of the queue of answers."""
         out: list[tuple[Any, ...]] = []
         while member.forgotten:
             out.append((m.FORGET, member.forgotten.popleft()))
+        new: set[int] = set()
         for unit in units:
             function = unit.job.function
             try:
-                if function.fid not in member.defined:
+                if function.fid not in member.defined and function.fid not in new:
                     out.append(function.message())
-                    member.defined.add(function.fid)
+                    new.add(function.fid)
                 if unit.single and unit.data is None and type(unit.items) in m.PLAIN:
                     out.append((m.ITEM, unit.seq, function.fid, unit.first, unit.items))
                 else:
@@ -585,7 +659,8 @@ class Engine:
         try:
             member.inbox.put_many(out)
         except MemoryError:
-            self._send_one_by_one(member, out)
+            self._send_one_by_one(member, out, new)
+        member.defined |= new
 
     def _message(self, unit: Unit) -> tuple[Any, ...]:
         fid = unit.job.function.fid
@@ -605,7 +680,7 @@ class Engine:
         self._failures[unit.seq] = error
         self._done.put((_UNSENT, member.wid, unit.seq))
 
-    def _send_one_by_one(self, member: Member, out: list[tuple[Any, ...]]) -> None:
+    def _send_one_by_one(self, member: Member, out: list[tuple[Any, ...]], new: set[int]) -> None:
         """Shared memory is full: what has room goes, and the rest has its error."""
         there = {message[1] for message in self._peek(member)}
         for message in out:
@@ -616,7 +691,7 @@ class Engine:
                 member.inbox.put(message)
             except MemoryError as error:
                 if kind == m.DEFINE:
-                    member.defined.discard(number)
+                    new.discard(number)
                     continue
                 unit = self._scheduler.inflight.get(number)
                 if unit is not None:
@@ -675,7 +750,12 @@ class Engine:
         """Look around once; False when there is nothing left to do."""
         messages: list[Any] = []
         active = False
+        if self._requests:
+            self._see_to_requests()
         if self._leader is None:
+            if self._taken:
+                left = [self._taken.popleft() for _ in range(len(self._taken))]
+                self._process(left)
             starting = any(member.ready is None for member in list(self.members.values()))
             active = starting or not self._scheduler.idle
             with contextlib.suppress(Empty):
@@ -694,6 +774,12 @@ class Engine:
         self._watch(0.0 if messages else timeout, active)
         return True
 
+    def _see_to_requests(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._guarded(self._requests.popleft())
+        self._pump()
+
     def _watch(self, timeout: float, active: bool) -> None:
         """Sleep until something happens: an answer, a death, a nudge, or `timeout` seconds."""
         bell = -1
@@ -707,8 +793,10 @@ class Engine:
                 if bell != self._bell_fd:
                     self._bell_fd = bell
                     self._poll.register(bell, select.POLLIN)
-        self._parked = not active
-        if self._parked and self._leader is None and not self._scheduler.idle:
+        if self._leader is not None:
+            timeout = min(timeout, 1.0)  # it may be broken off, and not come to say so
+        self._parked, self._sleeping = not active, True
+        if self._requests or self._taken or (self._parked and self._leader is None and not self._scheduler.idle):
             timeout = 0.0  # given to it meanwhile, by one who saw it awake
         for fd, _ in self._poll.poll(math_ceil_ms(timeout)):
             if fd == self._wake:
@@ -721,12 +809,15 @@ class Engine:
                 self._poll.unregister(fd)
                 if member is not None:
                     self._done.put((m.DIED, member.wid))
-        self._parked = False
+        self._parked = self._sleeping = False
 
     def _on_time(self, now: float) -> float:
         """Do what is due; return how long nothing will be."""
         while self._forsaken:
             self._forsaken.popleft().close()
+        for stream in list(self._streams):
+            if stream.iterator is not None and stream.iterator() is None:
+                stream.close()  # broken off before it could be given to anybody, or as it said good-bye
         wait = self.options.stall_report or 3600.0
         with self._lock:
             members = list(self.members.values())
@@ -748,6 +839,8 @@ class Engine:
             stalled = self._scheduler.stalled(now, _PATIENCE_S) if unbalanced else None
             waiting = self._scheduler.waiting
             busy = not self._scheduler.idle
+        if busy and self._leader is None and now - self._audited >= _AUDIT_S:
+            self._audit(now, _AUDIT_S)
         if unbalanced:
             wait = min(wait, _PATIENCE_S)
         if stalled is not None:
@@ -1002,7 +1095,7 @@ class Engine:
             job.observe(len(values), seconds)
 
     @staticmethod
-    def _guarded(deliver: Callable[..., None], *args: Any) -> None:
+    def _guarded(deliver: Callable[..., object], *args: Any) -> None:
         try:
             deliver(*args)
         except Exception as error:
@@ -1268,7 +1361,7 @@ class Engine:
     def _may_leave(self) -> bool:
         """After close(): all is done; the workers have been told to leave, and have left."""
         with self._lock:
-            if not self._scheduler.idle or self._streams or self._leader is not None:
+            if self._requests or self._taken or self._leader is not None or self._streams or not self._scheduler.idle:
                 return False
             members = list(self.members.values())
         if members:

@@ -17,12 +17,14 @@ import weakref
 from collections import deque
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures._base import CANCELLED, PENDING, RUNNING
+from functools import partial
 from multiprocessing import util
 from typing import TYPE_CHECKING, Any
 
 from procession._pool import messages as m
 from procession._pool.engine import RUN, TERMINATE, Engine
 from procession._pool.errors import PoolBrokenError, TaskCancelledError
+from procession._pool.gate import Gate
 from procession._pool.pool import orders_and_options
 from procession._pool.results import Job, describe_call
 from procession._pool.state import Unit
@@ -72,6 +74,7 @@ class TaskFuture(Future, Job):  # type: ignore[type-arg]
         self.retries = engine.options.retries
         self._unit: Unit | None = Unit(self, 0, item, 1, True)
         self._blocked = 0
+        self._gate = Gate()
 
     # -- for the caller
 
@@ -85,9 +88,28 @@ class TaskFuture(Future, Job):  # type: ignore[type-arg]
             TaskTimeoutError: It took longer than the executor's `timeout`.
             BaseException: What the function raised, with the worker's traceback as its cause.
         """
+        self._wait(timeout)
+        return super().result(0)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait like `result()` and return what the call raised, None if it returned.
+
+        Raises:
+            TimeoutError, CancelledError: As for `result()`.
+        """
+        self._wait(timeout)
+        return super().exception(0)
+
+    def _invoke_callbacks(self) -> None:
+        self._gate.open()
+        if self._done_callbacks:
+            with self.engine.calling_back():
+                super()._invoke_callbacks()  # type: ignore[misc]
+
+    def _wait(self, timeout: float | None) -> None:
         self._blocked += 1
         try:
-            return super().result(timeout)
+            self._gate.wait(partial(getattr, self, "settled"), timeout)
         finally:
             self._blocked -= 1
 

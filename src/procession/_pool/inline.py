@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,10 @@ from procession._pool.insights import Insights, Ledger, SlowTask, WorkerInsights
 from procession._pool.worker import seed_task
 
 if TYPE_CHECKING:
-    import threading
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
+    from procession._pool.gate import Gate
     from procession._pool.results import AsyncResult, Job, Stream
     from procession._pool.worker import Orders
 
@@ -108,8 +111,15 @@ class InlineEngine:
     def source_ready(self, job: Job) -> None:
         """Nothing: the item is done at once."""
 
-    def await_event(self, event: threading.Event, timeout: float | None) -> None:
-        event.wait(timeout)
+    @staticmethod
+    def wait(gate: Gate, passed: Callable[[], object], timeout: float | None) -> bool:
+        """Wait at `gate`; what another thread has asked for it also does."""
+        return gate.wait(passed, timeout)
+
+    @staticmethod
+    def calling_back() -> AbstractContextManager[None]:
+        """Nobody else is kept from anything."""
+        return contextlib.nullcontext()
 
     def cancel(self, job: Job) -> bool:
         if job.settled:

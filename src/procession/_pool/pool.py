@@ -317,7 +317,10 @@ class Pool(_std.Pool):
                 the workers busy. ``kwargs``, ``on_error``, ``seed``, ``progress``, ``timeout``, ``retries``,
                 ``priority``: as for `map_async`.
         """
-        return IMapIterator(self._stream(func, iterable, more, chunksize, True, options), self)
+        stream = self._stream(func, iterable, more, chunksize, True, options)
+        results = IMapIterator(stream, self)
+        self._engine.submit_stream(stream)
+        return results
 
     def imap_unordered(
         self,
@@ -328,7 +331,10 @@ class Pool(_std.Pool):
         **options: Any,
     ) -> IMapUnorderedIterator:
         """As `imap`, with the results in the order in which they come."""
-        return IMapUnorderedIterator(self._stream(func, iterable, more, chunksize, False, options), self)
+        stream = self._stream(func, iterable, more, chunksize, False, options)
+        results = IMapUnorderedIterator(stream, self)
+        self._engine.submit_stream(stream)
+        return results
 
     def _stream(
         self,
@@ -355,7 +361,7 @@ class Pool(_std.Pool):
         total = len(iterable) if isinstance(iterable, Sized) else None
         self._engine.check()
         stream.progress = _progress(progress, total, function)
-        self._engine.submit_stream(stream)
+        stream.engine = self._engine
         return stream
 
     # -- options

@@ -15,6 +15,7 @@ import reprlib
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from multiprocessing import TimeoutError as _TimeoutError
 from multiprocessing import pool as _std
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from procession._pool import messages as m
 from procession._pool.errors import TaskCancelledError
+from procession._pool.gate import Gate
 from procession._pool.state import Unit
 from procession._wire import codec
 
@@ -155,7 +157,7 @@ class _Settling(Job):
         self._value: Any = None
         self._success = True
         self._ready = False
-        self._event: threading.Event | None = None
+        self._gate = Gate()
         self._listeners: list[Callable[[], object]] | None = None
 
     # -- for the caller
@@ -178,13 +180,9 @@ class _Settling(Job):
         """Wait for the result, up to `timeout` seconds."""
         if self._ready:
             return
-        with _event_lock:
-            if self.ready():
-                return
-            event = self._event = self._event or threading.Event()
         self.waited_for += 1
         try:
-            self.engine.await_event(event, timeout)
+            self.engine.wait(self._gate, self.ready, timeout)
         finally:
             self.waited_for -= 1
 
@@ -263,18 +261,19 @@ class _Settling(Job):
         self._callback = self._error_callback = None
         try:
             if callback is not None:
-                _call_back(callback, value)
+                with self.engine.calling_back():
+                    _call_back(callback, value)
         finally:
             with _event_lock:
                 self._ready = True
-                event = self._event
                 listeners = self._listeners
                 self._listeners = None
             self.owner = None
-            if event is not None:
-                event.set()
-            for listener in listeners or ():
-                listener()
+            self._gate.open()
+            if listeners:
+                with self.engine.calling_back():
+                    for listener in listeners:
+                        listener()
 
     def abandon(self, error: BaseException) -> None:
         self._settle(False, error)
@@ -485,9 +484,10 @@ class Stream(Job):
         self.ordered = ordered
         self.sized = hasattr(iterable, "__len__")
         self.unlimited = False
-        # The lock itself, whose `with` an exception cannot come into, as it can into that of the condition.
         self._mutex = threading.Lock()
-        self._condition = threading.Condition(self._mutex)
+        # Where the consumers wait, and the feeder for them.
+        self._gate = Gate()
+        self._room = Gate()
         self._chunksize = chunksize
         self._buffersize = buffersize
         self._iterable: Any = iterable
@@ -500,10 +500,11 @@ class Stream(Job):
         # Results by index, if ordered; else as they came.
         self._results: dict[int, tuple[bool, Any]] = {}
         self._come: deque[tuple[bool, Any]] = deque()
+        # Who gives the results out; when that is gone, so is the wish for them.
+        self.iterator: weakref.ref[IMapIterator] | None = None
         self._input_error: BaseException | None = None
         self._exhausted = False
         self._abandoned: BaseException | None = None
-        self._room = threading.Event()
 
     # -- input: read by the engine's feeder thread, so that an iterable that blocks or raises harms nobody else
 
@@ -546,9 +547,8 @@ class Stream(Job):
                     for _ in range(min(len(self._buffer), self._read % self._chunksize)):
                         self._buffer.pop()
                         self._read -= 1
-        with self._mutex:
-            self._exhausted = True
-            self._condition.notify_all()
+        self._exhausted = True
+        self._gate.open()
         # The last chunk may be a smaller one.
         self.engine.source_ready(self)
 
@@ -559,7 +559,7 @@ class Stream(Job):
 
     def make_room(self) -> None:
         """Have the feeder look again."""
-        self._room.set()
+        self._room.open()
 
     def read_one(self) -> bool:
         """Read one item here and now; False at the end of the input."""
@@ -579,18 +579,12 @@ class Stream(Job):
 
     def _wait_for_room(self) -> bool:
         """Wait until another item may be read; False when none will be wanted."""
-        while True:
-            if self._unwanted:
-                return False
-            if self._read - self._taken < self.limit(self.engine.size):
-                return True
-            self._room.clear()
-            if self._read - self._taken < self.limit(self.engine.size) or self._unwanted:
-                continue
+        while not self._unwanted and not self._room_left(self.engine.size):
             if self._buffer:
                 # Less than a chunk, and more will not come before some of it has been consumed.
                 self.engine.source_ready(self)
-            self._room.wait()
+            self._room.wait(lambda: self._unwanted or self._room_left(self.engine.size))
+        return not self._unwanted
 
     @property
     def _unwanted(self) -> bool:
@@ -632,8 +626,8 @@ class Stream(Job):
                 self._results[index] = outcome
             else:
                 self._come.append(outcome)
-            if not self.ordered or index == self._taken:
-                self._condition.notify()
+        if not self.ordered or index == self._taken:
+            self._gate.open()
         if self.progress is not None:
             self.progress.advance(1, not outcome[0] or isinstance(outcome[1], BaseException))
 
@@ -645,7 +639,7 @@ class Stream(Job):
                 self._results.update((first + i, (True, value)) for i, value in enumerate(values))
             else:
                 self._come.extend((True, value) for value in values)
-            self._condition.notify_all()
+        self._gate.open()
         if self.progress is not None:
             self.progress.advance(len(values), 0)
 
@@ -655,8 +649,8 @@ class Stream(Job):
                 return  # all is there, and waits for its consumer
             self._abandoned = error
             self._buffer.clear()
-            self._condition.notify_all()
-        self._room.set()
+        self._gate.open()
+        self._room.open()
         if self.progress is not None:
             self.progress.close()
 
@@ -669,8 +663,8 @@ class Stream(Job):
             self._buffer.clear()
             self._results.clear()
             self._come.clear()
-            self._condition.notify_all()
-        self._room.set()
+        self._gate.open()
+        self._room.open()
         self.engine.drop(self)
         if self.progress is not None:
             self.progress.close()
@@ -682,41 +676,56 @@ class Stream(Job):
             self.engine.pull(self)
         self.waited_for += 1
         try:
-            with self._mutex:
-                while True:
+            while True:
+                with self._mutex:
                     outcome = self._pop()
-                    if outcome is not None:
-                        break
-                    if self.settled and self._abandoned is None:
-                        raise StopIteration
-                    if self._abandoned is not None:
-                        self.settled = True
-                        raise self._abandoned
-                    if self._exhausted and self._taken >= self._read:
-                        self._end()
-                    left = None if deadline is None else deadline - time.monotonic()
-                    if left is not None and left <= 0:
-                        raise _TimeoutError(f"no result after {timeout:g} s")
-                    self._condition.wait(left)
+                if outcome is not None:
+                    break
+                if self._abandoned is not None:
+                    self.settled = True
+                    raise self._abandoned
+                if self.settled:
+                    raise StopIteration
+                if self._exhausted and self._taken >= self._read:
+                    self._end()
+                left = None if deadline is None else deadline - time.monotonic()
+                if not self.engine.wait(self._gate, self._to_be_seen, left):
+                    raise _TimeoutError(f"no result after {timeout:g} s")
         finally:
             self.waited_for -= 1
-        self._room.set()
+        self._room.open()
         success, value = outcome
         if success:
             return value
         raise value
 
+    def _to_be_seen(self) -> bool:
+        """Tell whether a consumer that waits has something to do."""
+        return (
+            bool(self._taken in self._results if self.ordered else self._come)
+            or self.settled
+            or self._abandoned is not None
+            or (self._exhausted and self._taken >= self._read)
+        )
+
     def _pop(self) -> tuple[bool, Any] | None:
-        outcome: tuple[bool, Any] | None = None
+        # No call, after which an exception could come, is between the two statements that take a result.
+        taken = self._taken
         if self.ordered:
-            outcome = self._results.pop(self._taken, None)
+            outcome = self._results.get(taken)
+            if outcome is None:
+                return None
+            self._taken = taken + 1
+            del self._results[taken]
         elif self._come:
-            outcome = self._come.popleft()
-        if outcome is not None:
-            self._taken += 1
-            if self.waited_for > 1:
-                # Another consumer may have waited for this to be gone: the next one is there, or that was the last.
-                self._condition.notify_all()
+            outcome = self._come[0]
+            self._taken = taken + 1
+            del self._come[0]
+        else:
+            return None
+        if self.waited_for > 1:
+            # Another consumer may have waited for this to be gone: the next one is there, or that was the last.
+            self._gate.open()
         return outcome
 
     def _end(self) -> None:
@@ -739,6 +748,7 @@ class IMapIterator(_std.IMapIterator):  # type: ignore[type-arg]
     def __init__(self, stream: Stream, owner: Any) -> None:
         self._stream = stream
         self._owner = owner
+        stream.iterator = weakref.ref(self)
 
     def __iter__(self) -> IMapIterator:
         return self
@@ -777,8 +787,9 @@ class IMapIterator(_std.IMapIterator):  # type: ignore[type-arg]
             raise _EndError from None
 
     def __del__(self) -> None:
-        if not self._stream.settled:
-            self._stream.engine.forsake(self._stream)
+        stream = self.__dict__.get("_stream")
+        if stream is not None and not stream.settled:
+            stream.engine.forsake(stream)
 
 
 def _wake(future: asyncio.Future[None]) -> None:

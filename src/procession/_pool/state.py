@@ -245,26 +245,34 @@ class Scheduler:
 
     def assign_now(self, worker: Worker, unit: Unit, now: float) -> None:
         """Give a unit that came from no source to `worker`, which is idle."""
+        # The main thread is here, and may be broken off after any call: the only one is the last.
+        self._seq = seq = self._seq + 1
+        unit.seq = seq
+        unit.worker = worker
         worker.since = now
-        self._assign(worker, [unit])
+        self.inflight[seq] = unit
+        worker.units.append(unit)
 
     # -- what comes back
 
     def answered(self, seq: int, now: float, ns: int = 0) -> Unit | None:
         """A worker has answered all of a unit, after `ns` nanoseconds; return it, None if it is not known (any more)."""
-        unit = self.inflight.pop(seq, None)
+        unit = self.inflight.get(seq)
         if unit is None:
             return None
+        # Broken off anywhere, as the main thread may be, this can be done again.
         worker = unit.worker
-        unit.worker = None
         if worker is not None:
-            if worker.units[0] is unit:
-                worker.units.popleft()
-            else:
-                worker.units.remove(unit)
+            units = worker.units
+            if units and units[0] is unit:
+                del units[0]
+            elif unit in units:
+                units.remove(unit)
             worker.since = now
             worker.items += 1
             worker.busy_ns += ns
+            unit.worker = None
+        del self.inflight[seq]
         return unit
 
     def progressed(self, seq: int, offset: int, now: float) -> Unit | None:
