@@ -54,6 +54,8 @@ class Gate:
     def open(self) -> None:
         """Have all who wait look again; to be called after what makes it so."""
         waiting = self._waiting
-        with contextlib.suppress(IndexError):
-            while waiting:
+        while waiting:
+            try:
                 waiting.popleft().release()
+            except IndexError:  # it has left, or another opens
+                return
