@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 from concurrent import futures as _std
 
 from procession._pool.executor import ProcessPoolExecutor as _ProcessPoolExecutor
@@ -34,6 +35,9 @@ class ProcessPoolExecutor(_ProcessPoolExecutor):  # noqa: D101
         max_tasks_per_child: int | None = None,
         **options: Any,
     ) -> None:
+        if mp_context is None and max_tasks_per_child is not None:
+            # As documented for the standard library's, whose programs need not bear to be forked then.
+            mp_context = multiprocessing.get_context("spawn")
         super().__init__(
             max_workers,
             context_of_ours(mp_context),

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import gc
 import itertools
+import logging
 import multiprocessing
 import os
 import signal
@@ -20,6 +21,7 @@ import pytest
 
 import procession
 from procession._pool.errors import PoolBrokenError, TaskTimeoutError, WorkerDiedError
+from tests.pool import causes
 
 
 def square(x):
@@ -573,3 +575,76 @@ def nested(x):
 def test_a_call_may_have_an_executor_of_its_own(executor):
     """It is left open: the worker finishes it as it ends."""
     assert [0, 1, 4] == list(executor.map(nested, range(3)))
+
+
+def leave(_):
+    sys.exit(3)
+
+
+@pytest.mark.parametrize("x", [1, (1, 2)])  # plain arguments, and such as are pickled
+def test_an_exit_is_the_error_of_its_call_and_the_worker_goes_on(executor_type, x):
+    with executor_type(1) as executor:
+        pid = executor.submit(os.getpid).result()
+        with pytest.raises(SystemExit, match="3"):
+            executor.submit(leave, x).result()
+        assert pid == executor.submit(os.getpid).result()
+
+
+def test_a_result_that_cannot_be_pickled_has_the_error_of_the_pickler(executor_type):
+    with executor_type(1) as executor:
+        with pytest.raises(causes.TaskError, match="on purpose"):
+            executor.submit(causes.return_bad_result, "exception").result()
+        with pytest.raises(SystemExit, match="3"):
+            executor.submit(causes.return_bad_result, "sys.exit").result()
+        assert 9 == executor.submit(square, 3).result()
+
+
+@pytest.mark.parametrize("cause", ["exception", "sys.exit"])
+def test_what_cannot_be_unpickled_breaks_its_call_and_no_other(executor, cause):
+    """The standard library breaks the executor: what catches that error catches this one."""
+    bad_argument = executor.submit(causes.same, causes.BadArgument(cause))
+    bad_result = executor.submit(causes.return_bad_in_parent, (cause, os.getpid()))
+    for future, text in (
+        (bad_argument, r"the arguments of same\(\) could not be unpickled in the worker: (on purpose|3)"),
+        (bad_result, r"the result of return_bad_in_parent\(\) could not be unpickled here: (on purpose|3)"),
+    ):
+        with pytest.raises(BrokenProcessPool, match=text) as caught:
+            future.result()
+        assert isinstance(caught.value, procession.RemoteError)
+    assert 9 == executor.submit(square, 3).result()
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_workers_that_are_not_forked_are_started_as_they_are_needed(method, event):
+    with procession.ProcessPoolExecutor(3, procession.get_context(method)) as executor:
+        for x in range(4):
+            executor.submit(square, x).result()
+        assert 1 == len(executor._processes)
+        futures = [executor.submit(wait_for, event, x) for x in range(2)]
+        assert 2 == len(executor._processes)
+        futures += [executor.submit(wait_for, event, x) for x in range(2, 9)]
+        assert 3 == len(executor._processes)
+        event.set()
+        assert list(range(9)) == [future.result() for future in futures]
+
+
+def test_a_limit_of_calls_selects_spawn_where_no_context_is_given():
+    """So it is documented for the standard library's, which has the option from Python 3.11 on."""
+    assert "spawn" == procession.ProcessPoolExecutor(1, max_tasks_per_child=3)._mp_context.get_start_method()
+    context = procession.get_context("fork")
+    assert context is procession.ProcessPoolExecutor(1, context, max_tasks_per_child=3)._mp_context
+
+
+def refuse_and_log(path):
+    logging.getLogger("concurrent.futures").addHandler(logging.FileHandler(path))
+    refuse()
+
+
+def test_the_error_of_an_initializer_is_logged(executor_type, tmp_path):
+    log = tmp_path / "log"
+    executor = executor_type(1, initializer=refuse_and_log, initargs=(str(log),))
+    with executor, pytest.raises(BrokenProcessPool):
+        executor.submit(square, 3).result()
+    text = log.read_text()
+    assert "Exception in initializer:" in text
+    assert "RuntimeError: no licence" in text

@@ -10,7 +10,8 @@ time limit per test.  `--module multiprocessing` gives the baseline.
 
 The last line is 'N passed, N failed, N skipped' over the tests that count: all
 but those that known.txt marks as asserting on the standard library's internals
-(`impl`) or on its design (`design`) or as never touching the module (`stdlib`),
+(`impl`), on its design (`design`) or on what is different on purpose (`changed`), or
+as never touching the module (`stdlib`),
 which are counted on lines of their own.  Exit status 1 when a counted test
 failed that is not marked flaky.
 """
@@ -29,13 +30,17 @@ import time
 
 from _conf import suite, watchdog
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--module", required=True)
     p.add_argument("--method", required=True, choices=("fork", "forkserver", "spawn"))
+    p.add_argument(
+        "--tests",
+        choices=("multiprocessing", "concurrent_futures"),
+        default="multiprocessing",
+        help="whose tests: _test_multiprocessing.py, or test_concurrent_futures with the module's ProcessPoolExecutor",
+    )
     p.add_argument("--python", default=sys.executable, metavar="EXE")
     p.add_argument(
         "--path", action="append", default=[], metavar="DIR", help="put DIR on PYTHONPATH (where the module is)"
@@ -62,7 +67,7 @@ def main():
         help="run a failed test alone up to N times more; a pass counts, and is named as flaky (1)",
     )
     p.add_argument("--jobs", type=int, default=1, help="test classes at once (1; timings suffer with more)")
-    p.add_argument("--known", default=os.path.join(HERE, "known.txt"))
+    p.add_argument("--known", metavar="FILE", help="default: known.txt, or known_concurrent_futures.txt")
     p.add_argument("--all", action="store_true", help="count every test, whatever known.txt says")
     p.add_argument("--json", metavar="FILE", help="write everything here")
     p.add_argument("--save", metavar="FILE", help="write id -> outcome here")
@@ -83,7 +88,9 @@ def main():
 
 def run(args, scratch):
     try:
-        copy = suite.Copy(args.module, scratch, python=args.python, path=args.path, helpers=args.helpers)
+        copy = suite.Copy(
+            args.module, scratch, tests=args.tests, python=args.python, path=args.path, helpers=args.helpers
+        )
     except suite.NotHereError as e:
         raise SystemExit(str(e)) from None
     meta = dict(copy.meta, method=args.method)
@@ -95,7 +102,7 @@ def run(args, scratch):
         with open(args.ids) as f:
             wanted = set(f.read().split())
         ids = [i for i in ids if i in wanted]
-    known = suite.read_known(args.known, args.method, copy.version) if os.path.exists(args.known) else []
+    known = suite.read_known(args.known or suite.known(args.tests), args.method, copy.version)
 
     work = queue.Queue()
     for name, members in suite.by_class(ids).items():
@@ -147,7 +154,7 @@ def run(args, scratch):
         t.join()
     seconds = time.monotonic() - start
 
-    groups = {"counted": {}, "impl": {}, "design": {}, "stdlib": {}}
+    groups = {"counted": {}, "impl": {}, "design": {}, "changed": {}, "stdlib": {}}
     flaky_known = {}
     for i in ids:
         category, reason = suite.category_of(i, known)
@@ -209,6 +216,7 @@ def run(args, scratch):
     for title, where in (
         ("not counted, asserts on internals", "impl"),
         ("not counted, a matter of design", "design"),
+        ("not counted, different on purpose", "changed"),
         ("not counted, does not touch the module", "stdlib"),
     ):
         if groups[where]:

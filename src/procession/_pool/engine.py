@@ -102,6 +102,9 @@ _SLOW_NS = 1_000_000
 _TERMINATE_GRACE_S = 2.0
 _REAPED_ELSEWHERE = 100
 
+# What a call raises when it is broken off: by SIGINT, or by what the user's handler of SIGTERM does.
+_BROKEN_OFF = ("KeyboardInterrupt", "SystemExit")
+
 # Messages of the parent to itself, beside DIED and NUDGE.
 _UNSENT, _SPLIT = 100, 101
 
@@ -117,6 +120,7 @@ class Options:
         self.restart_period = 10.0
         self.hard_memory: int | None = None
         self.idle_timeout: float | None = None
+        self.on_demand = False
         self.stall_report: float | None = _STALL_S
         for name, value in options.items():
             if not hasattr(self, name):
@@ -541,12 +545,16 @@ class Engine:
         self._complete = True
         self.nudge()
 
+    def _needed(self) -> int:
+        """Return how many workers there must be."""
+        return min(self.size, max(1, len(self._jobs))) if self.options.on_demand else self.size
+
     def processes(self) -> list[Any]:
-        """Return the workers' processes; waits until all have been started."""
+        """Return the workers' processes; waits until all that are needed have been started."""
         self._complete = True
         self.nudge()
         here = threading.current_thread() is self._thread
-        while not here and self.alive and not self._asleep and len(self.members) < self.size and self.state == RUN:
+        while not here and self.alive and not self._asleep and len(self.members) < self._needed() and self.state == RUN:
             time.sleep(0.0005)
         return [member.process for member in list(self.members.values())]
 
@@ -935,8 +943,10 @@ class Engine:
             self._oom_kills = _oom_kills()
         if not self._complete and (self._scheduler.short_of_workers or now >= self._warm_at):
             self._complete = True
-        wanted = 0 if self._asleep else self.size if self._complete else 1
         staying = [member for member in self.members.values() if not member.leaving]
+        wanted = 0 if self._asleep else self._needed() if self._complete else 1
+        if self.options.on_demand and not self._asleep:
+            wanted = max(wanted, len(staying))
         while len(staying) < wanted and self.broken is None:
             try:
                 staying.append(self._start_worker())
@@ -1133,9 +1143,9 @@ class Engine:
             unit.job.put_error(unit.first + index, error)
 
     def _stopped(self, wid: int, seq: int, packed: tuple[Any, ...]) -> BaseException | None:
-        """Return the error a unit was broken off with, if this KeyboardInterrupt is ours."""
+        """Return the error a unit was broken off with, if this exception is our doing."""
         member = self.members.get(wid)
-        if member is None or member.stop is None or member.stop.seq != seq or packed[2] != "KeyboardInterrupt":
+        if member is None or member.stop is None or member.stop.seq != seq or packed[2] not in _BROKEN_OFF:
             return None
         error = member.stop.error or TaskCancelledError("the task was cancelled")
         member.stop = None
@@ -1225,7 +1235,9 @@ class Engine:
             with self._lock:
                 self._scheduler.give_back([_single(unit, i) for i in range(unit.count)])
             return
-        error = failure or unpack_error(message[3])
+        error: BaseException = failure or unpack_error(message[3])
+        if kind == m.REFUSED:
+            error = unit.job.refused(error)
         for index in range(unit.offset, unit.count):
             unit.job.put_error(unit.first + index, error)
 
@@ -1441,10 +1453,8 @@ def _loaded(job: Job, data: bytes, loads: Callable[[bytes], Any] = codec.loads) 
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
             raise
-        from procession._errors import RemoteError
-
         text = f"the result of {job.function.name}() could not be unpickled here: {error}"
-        failure = RemoteError(type(error).__qualname__, text)
+        failure = job.unpickling_error(type(error).__qualname__, text)
         failure.__cause__ = error
         return None, failure
 

@@ -6,6 +6,8 @@
     ├── ProcessDiedError
     │   └── WorkerDiedError          a worker died of this task (also BrokenProcessPool)
     │       └── WorkerMemoryError    it was stopped at its hard memory limit (also MemoryError)
+    ├── RemoteError
+    │   └── UnpicklingFailedError    arguments or a result could not be unpickled where they went (also BrokenProcessPool)
     ├── TaskTimeoutError             the task took longer than its timeout (also TimeoutError, twice)
     ├── TaskCancelledError           cancel(), or the pool was terminated (also CancelledError)
     └── PoolBrokenError              the pool has given up; the message says why (also BrokenProcessPool)
@@ -17,9 +19,16 @@ import multiprocessing
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 
-from procession._errors import ProcessDiedError, ProcessionError, describe_exit
+from procession._errors import ProcessDiedError, ProcessionError, RemoteError, describe_exit
 
-__all__ = ["PoolBrokenError", "TaskCancelledError", "TaskTimeoutError", "WorkerDiedError", "WorkerMemoryError"]
+__all__ = [
+    "PoolBrokenError",
+    "TaskCancelledError",
+    "TaskTimeoutError",
+    "UnpicklingFailedError",
+    "WorkerDiedError",
+    "WorkerMemoryError",
+]
 
 
 class WorkerDiedError(ProcessDiedError, BrokenProcessPool):
@@ -74,6 +83,13 @@ class WorkerMemoryError(WorkerDiedError, MemoryError):
             f"{self.name} (pid {self.pid}) was killed: it used {self.used >> 20} MiB, more than the hard limit of "
             f"{self.limit >> 20} MiB (memory_limit), while it ran {self.task}."
         )
+
+
+class UnpicklingFailedError(RemoteError, BrokenProcessPool):
+    """Arguments or a result could not be unpickled where they went. The pool goes on.
+
+    `concurrent.futures` breaks the pool then, so that programs written for it catch a `BrokenProcessPool`.
+    """
 
 
 class TaskTimeoutError(ProcessionError, multiprocessing.TimeoutError, TimeoutError):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from procession._pool import messages as m
 from procession._pool.engine import RUN, TERMINATE, Engine
-from procession._pool.errors import PoolBrokenError, TaskCancelledError
+from procession._pool.errors import PoolBrokenError, TaskCancelledError, UnpicklingFailedError
 from procession._pool.gate import Gate
 from procession._pool.pool import orders_and_options
 from procession._pool.results import Job, describe_call
@@ -65,6 +65,8 @@ def _apply_each_with_state(
 
 class TaskFuture(Future, Job):  # type: ignore[type-arg]
     """The future of one call; what `ProcessPoolExecutor.submit` returns."""
+
+    unpickling_error = UnpicklingFailedError
 
     def __init__(self, engine: Engine, function: Function, item: Any) -> None:
         super().__init__()
@@ -189,6 +191,12 @@ class TaskFuture(Future, Job):  # type: ignore[type-arg]
     def put_error(self, index: int, error: BaseException) -> None:  # noqa: ARG002
         self._resolve(self.set_exception, error)
 
+    def refused(self, error: BaseException) -> BaseException:
+        text = f"the arguments of {self.function.name}() could not be unpickled in the worker: {error}"
+        failure = self.unpickling_error(type(error).__qualname__, text)
+        failure.__cause__ = error
+        return failure
+
     def abandon(self, error: BaseException) -> None:
         if isinstance(error, TaskCancelledError):
             if self.cancel_waiting():
@@ -280,6 +288,9 @@ class ProcessPoolExecutor(_Base):
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
         self._orders, self._options = orders_and_options(initializer, initargs, max_tasks_per_child, **options)
+        self._orders.as_executor = True
+        # As in the standard library: what is not forked takes long to start.
+        self._options.on_demand = mp_context.get_start_method() != "fork"
         self._max_workers = max_workers
         self._mp_context = mp_context
         self._initializer = initializer
@@ -301,6 +312,12 @@ class ProcessPoolExecutor(_Base):
     @property
     def _broken(self) -> Any:
         return False if self._engine is None or self._engine.broken is None else str(self._engine.broken)
+
+    @property
+    def _call_queue(self) -> Any:
+        """A queue in which calls go to a worker; each has one of its own."""
+        members = [] if self._engine is None else list(self._engine.members.values())
+        return members[0].inbox if members else None
 
     @property
     def _executor_manager_thread(self) -> threading.Thread | None:

@@ -21,6 +21,7 @@ from multiprocessing import TimeoutError as _TimeoutError
 from multiprocessing import pool as _std
 from typing import TYPE_CHECKING, Any
 
+from procession._errors import RemoteError
 from procession._pool import messages as m
 from procession._pool.errors import TaskCancelledError
 from procession._pool.gate import Gate
@@ -69,7 +70,10 @@ class Job:
         unit_seconds: How long its units take, a moving average; None before the first answer.
         owner: The pool, which is not collected as garbage while it has something to do.
         settled: It has its result; what comes now is ignored.
+        unpickling_error: What is raised when a result cannot be unpickled here.
     """
+
+    unpickling_error: type[RemoteError] = RemoteError
 
     function: Function
     priority = 0
@@ -138,6 +142,10 @@ class Job:
     def put_error(self, index: int, error: BaseException) -> None:
         """Item `index` failed."""
         raise NotImplementedError
+
+    def refused(self, error: BaseException) -> BaseException:
+        """Return what is said when a worker could not unpickle an item, but got `error`."""
+        return error
 
     def abandon(self, error: BaseException) -> None:
         """Nothing more will come: whoever waits gets `error`."""

@@ -47,6 +47,8 @@ class Orders:
         most_seconds: The worker leaves when it is this old.
         most_bytes: The worker leaves when its resident memory is more.
         main_by_value: What is defined in ``__main__`` comes and goes by value.
+        as_executor: As the workers of concurrent.futures: a call's SystemExit is its error, a result that cannot be pickled
+            has the pickler's, and an initializer's is logged.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -59,6 +61,7 @@ class Orders:
         self.most_seconds: float | None = None
         self.most_bytes: int | None = None
         self.main_by_value = False
+        self.as_executor = False
         self.__dict__.update(options)
 
 
@@ -96,6 +99,8 @@ class _Worker:
         except SystemExit:
             raise
         except BaseException as error:
+            if self.orders.as_executor:
+                log_initializer_error()
             self.done.put((m.FAILED, self.wid, pack(error)))
             # Said; the traceback on stderr would be a second time.
             sys.exit(1)
@@ -151,9 +156,9 @@ class _Worker:
                     self.obey(message)
             except _Leave:
                 return
-            except SystemExit:
-                raise
             except BaseException as error:
+                if isinstance(error, SystemExit) and not self.orders.as_executor:
+                    raise
                 cells[m.RUNNING_CELL] = 0
                 seq = cells[m.UNANSWERED_CELL]
                 if seq:
@@ -218,7 +223,9 @@ class _Worker:
         self.cells[m.UNANSWERED_CELL] = seq
         try:
             value = codec.loads(data)
-        except Exception as error:
+        except BaseException as error:
+            if not isinstance(error, Exception) and not (self.orders.as_executor and isinstance(error, SystemExit)):
+                raise
             self.answer((m.REFUSED, self.wid, seq, pack(error)))
             return
         self.item(seq, fid, index, value)
@@ -236,11 +243,10 @@ class _Worker:
             running[m.RUNNING_CELL] = seq
             result = function(value)
             running[m.RUNNING_CELL] = 0
-        except SystemExit:
-            running[m.RUNNING_CELL] = 0
-            raise
         except BaseException as error:
             running[m.RUNNING_CELL] = 0
+            if isinstance(error, SystemExit) and not self.orders.as_executor:
+                raise
             self.answer((m.ERROR, self.wid, seq, pack(error), time.perf_counter_ns() - begun))
         else:
             self.answer(self.packed(seq, result, time.perf_counter_ns() - begun))
@@ -251,7 +257,11 @@ class _Worker:
             return (m.VALUE, self.wid, seq, result, spent)
         try:
             data = codec.encode_result(result, main_by_value=self.orders.main_by_value)
-        except Exception as error:
+        except BaseException as error:
+            if self.orders.as_executor:
+                return (m.ERROR, self.wid, seq, pack(error), spent)
+            if not isinstance(error, Exception):
+                raise
             return (m.ERROR, self.wid, seq, unsendable(result, error), spent)
         return (m.VALUE_PICKLED, self.wid, seq, data, spent)
 
@@ -376,6 +386,13 @@ def unsendable(result: Any, error: Exception) -> tuple[Any, ...]:
     failure = MaybeEncodingError(error, result)
     failure.__cause__ = error
     return pack(failure)
+
+
+def log_initializer_error() -> None:
+    """Log the exception that is being handled, as the standard library does: a program may look for it there."""
+    from concurrent.futures._base import LOGGER
+
+    LOGGER.critical("Exception in initializer:", exc_info=True)
 
 
 def fingerprint(function: Any) -> int | None:

@@ -1,5 +1,6 @@
 """Make, in a scratch folder, a copy of this interpreter's own
-test/_test_multiprocessing.py that tests another module than multiprocessing.
+test/_test_multiprocessing.py, or of its test_concurrent_futures, that tests
+another module than multiprocessing.
 
 Runs under the interpreter whose test suite is wanted.  Only import lines and
 a few strings are rewritten, each in place on its own line, so line numbers in
@@ -17,6 +18,11 @@ What is rewritten, and why:
   * names by which a child finds the test module again.
   * setUpModule/tearDownModule also set the standard library's start method,
     so that helper classes used bare (SyncManager(), ...) use the method too.
+
+In test_concurrent_futures, beside the imports of multiprocessing:
+  * `from concurrent import futures`: the name is bound to a facade as well, in
+    which ProcessPoolExecutor is that of the module under test.
+  * the same in scripts that are run with -c.
 """
 
 import argparse
@@ -37,11 +43,16 @@ SUBMODULES = (
 ).split()
 
 TEST_MODULE = "_conf_test_multiprocessing"  # test_stderr_flush wants this ending
+METHODS = ("fork", "spawn", "forkserver")
+EXECUTOR = "ProcessPoolExecutor"
+FUTURES_MODULE = "_conf_test_concurrent_futures"
+NOT_HERE = "not here: "  # what the message begins with when the interpreter does not ship the tests
 
 FACADE = '''\
-"""Made by build_cpython.py: what the name `multiprocessing` means in the copy."""
+"""Made by build_cpython.py: what the names `multiprocessing` and `futures` mean in the copy."""
 import importlib
 import types
+import concurrent.futures.process
 import multiprocessing as _std
 
 _NAME = {name!r}
@@ -117,6 +128,24 @@ multiprocessing = _Facade(_NAME, _mod.__doc__)
 def _conf_std_method(method):
     if _mod is not _std:
         _std.set_start_method(method, force=True)
+
+
+class _Futures(types.ModuleType):
+    """concurrent.futures, or concurrent.futures.process, with the executor of the module under test if it has one."""
+
+    def __init__(self, std):
+        super().__init__(std.__name__)
+        self.__dict__['_conf_std'] = std
+
+    def __getattr__(self, name):
+        if name == 'process':
+            return _Futures(self._conf_std.process)
+        if name == 'ProcessPoolExecutor' and hasattr(_mod, name):
+            return getattr(_mod, name)
+        return getattr(self._conf_std, name)
+
+
+futures = _Futures(concurrent.futures)
 '''
 
 SUITE = """\
@@ -125,6 +154,27 @@ import {test_module}
 
 {test_module}.install_tests_in_module_dict(globals(), {method!r})
 """
+
+FUTURES_SUITE = '''\
+"""The test classes that have a process pool, those that start it by {method}."""
+import importlib
+import unittest
+
+
+def load_tests(loader, tests, pattern):
+    suite = unittest.TestSuite()
+    for name in {modules!r}:
+        module = importlib.import_module(name)
+        for case in list(vars(module).values()):
+            if not isinstance(case, type) or not issubclass(case, unittest.TestCase) or case.__module__ != name:
+                continue
+            if hasattr(case, 'executor_type'):
+                if getattr(case, 'ctx', None) == {method!r}:
+                    suite.addTests(loader.loadTestsFromTestCase(case))
+            elif hasattr(case, 'test_{method}'):  # one that runs tests of the others
+                suite.addTest(case('test_{method}'))
+    return suite
+'''
 
 TAIL = """
 
@@ -154,6 +204,7 @@ def offsets(source):
 
 def rewrite_embedded(text, module, prefix):
     """Rewrite the import lines of a script that is held in a string."""
+    own_executor = hasattr(importlib.import_module(module), EXECUTOR)
     out = []
     for line in text.split("\n"):
         m = re.match(r"^(\s*)import multiprocessing(?: as (\w+))?\s*$", line)
@@ -163,11 +214,15 @@ def rewrite_embedded(text, module, prefix):
             m = re.match(r"^(\s*)from multiprocessing import ([\w, ]+)$", line)
             if m and not {n.strip() for n in m[2].split(",")} <= set(SUBMODULES):
                 line = f"{m[1]}{prefix}from {module} import {m[2]}"
+            # the name is put in by format(): that of a thread pool too, in classes that are not run
+            m = own_executor and re.match(r"^(\s*)from concurrent\.futures import (\{executor_type\})\s*$", line)
+            if m:
+                line = f"{m[1]}{prefix}from {module} import {m[2]}"
         out.append(line)
     return "\n".join(out)
 
 
-def rewrite(source, module, prefix, own_submodules):
+def rewrite_names(source, module, prefix, own_submodules=()):
     tree = ast.parse(source)
     starts = offsets(source)
     raw = source.encode()
@@ -180,11 +235,16 @@ def rewrite(source, module, prefix, own_submodules):
         if isinstance(node, ast.Import):
             names = [a.name for a in node.names]
             if any(n.split(".")[0] == "multiprocessing" for n in names):
-                assert all(n.split(".")[0] == "multiprocessing" and not a.asname for n, a in zip(names, node.names)), (
-                    names
+                assert all(n.split(".")[0] == "multiprocessing" for n in names), names
+                bound = {a.asname or "multiprocessing" for a in node.names}
+                assert bound == {"multiprocessing"} or names == ["multiprocessing"], names
+                edits.append(
+                    (*span(node), f"from conf_facade import multiprocessing as {bound.pop()}, _conf_std_method")
                 )
-                edits.append((*span(node), "from conf_facade import multiprocessing, _conf_std_method"))
         elif isinstance(node, ast.ImportFrom):
+            if node.module == "concurrent" and [a.name for a in node.names] == ["futures"]:
+                edits.append((*span(node), "from conf_facade import futures"))
+                continue
             if (node.module or "").split(".")[0] != "multiprocessing" or node.level:
                 continue
             edits.append((*span(node), "; ".join(f"{a.asname or a.name} = {node.module}.{a.name}" for a in node.names)))
@@ -209,7 +269,12 @@ def rewrite(source, module, prefix, own_submodules):
     for start, end, new in edits:
         assert b"\n" not in raw[start:end] or raw[start:end].count(b"\n") == new.count("\n")
         raw = raw[:start] + new.encode() + raw[end:]
-    text = raw.decode()
+    return raw.decode()
+
+
+def rewrite(source, module, prefix, own_submodules):
+    """_test_multiprocessing.py"""
+    text = rewrite_names(source, module, prefix, own_submodules)
 
     def once(old, new):
         nonlocal text
@@ -250,16 +315,58 @@ def provenance(module):
     return out
 
 
+def read(*path):
+    try:
+        with open(os.path.join(*path), encoding="utf-8") as f:
+            return f.read()
+    except FileNotFoundError as e:
+        version = ".".join(map(str, sys.version_info[:3]))
+        raise SystemExit(f"{NOT_HERE}CPython {version} is installed without {e.filename}") from None
+
+
+def copy_multiprocessing(testdir, write, module, prefix, own_submodules):
+    source = read(testdir, "_test_multiprocessing.py")
+    write(f"{TEST_MODULE}.py", rewrite(source, module, prefix, own_submodules) + TAIL)
+    for method in METHODS:
+        write(f"conf_test_{method}.py", SUITE.format(test_module=TEST_MODULE, method=method))
+    for script in ("mp_fork_bomb.py", "mp_preload.py"):
+        text = read(testdir, script)
+        text = text.replace("import multiprocessing, sys", "import multiprocessing\nimport sys")
+        text = rewrite_embedded(text, module, prefix)
+        write(script, text.replace('"test.mp_preload"', '"mp_preload"'))
+
+
+def copy_futures(testdir, write, module, prefix):
+    """test_concurrent_futures: one file before 3.12, later a package."""
+    package = os.path.join(testdir, "test_concurrent_futures")
+    if os.path.isdir(package):
+        files = {os.path.join(FUTURES_MODULE, f): (package, f) for f in os.listdir(package) if f.endswith(".py")}
+        modules = [f"{FUTURES_MODULE}.{f[:-3]}" for _, f in sorted(files.values()) if f.startswith("test_")]
+    else:
+        files = {f"{FUTURES_MODULE}.py": (testdir, "test_concurrent_futures.py")}
+        modules = [FUTURES_MODULE]
+    for name, where in files.items():
+        # The name also for `from multiprocessing.x import y` in a file that does not import multiprocessing itself.
+        text = "from conf_facade import multiprocessing; " + read(*where)
+        write(name, rewrite_names(text, module, prefix))
+    for method in METHODS:
+        write(f"conf_test_{method}.py", FUTURES_SUITE.format(modules=modules, method=method))
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--module", required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--helpers", choices=("auto", "stdlib"), default="auto")
+    parser.add_argument("--tests", choices=("multiprocessing", "concurrent_futures"), default="multiprocessing")
     args = parser.parse_args()
 
     import multiprocessing
-    import test
 
+    try:
+        import test
+    except ModuleNotFoundError as e:
+        raise SystemExit(f"{NOT_HERE}{sys.executable} is installed without its test package") from e
     testdir = os.path.dirname(os.path.abspath(test.__file__))
     mod = importlib.import_module(args.module)
     spec = importlib.util.find_spec(args.module)
@@ -291,22 +398,16 @@ def main():
 
     def write(name, text):
         name = os.path.join(args.out, name)
+        os.makedirs(os.path.dirname(name), exist_ok=True)
         with open(name, "w", encoding="utf-8") as f:
             f.write(text)
         py_compile.compile(name, doraise=True)
 
-    with open(os.path.join(testdir, "_test_multiprocessing.py"), encoding="utf-8") as f:
-        source = f.read()
-    write(f"{TEST_MODULE}.py", rewrite(source, args.module, prefix, own) + TAIL)
     write("conf_facade.py", FACADE.format(name=args.module, helpers=args.helpers, submodules=SUBMODULES))
-    for method in ("fork", "spawn", "forkserver"):
-        write(f"conf_test_{method}.py", SUITE.format(test_module=TEST_MODULE, method=method))
-    for script in ("mp_fork_bomb.py", "mp_preload.py"):
-        with open(os.path.join(testdir, script), encoding="utf-8") as f:
-            text = f.read()
-        text = text.replace("import multiprocessing, sys", "import multiprocessing\nimport sys")
-        text = rewrite_embedded(text, args.module, prefix)
-        write(script, text.replace('"test.mp_preload"', '"mp_preload"'))
+    if args.tests == "multiprocessing":
+        copy_multiprocessing(testdir, write, args.module, prefix, own)
+    else:
+        copy_futures(testdir, write, args.module, prefix)
 
     print(
         json.dumps(

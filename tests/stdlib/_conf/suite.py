@@ -7,23 +7,39 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from . import watchdog
+from .build_cpython import NOT_HERE
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 WORKER = os.path.join(HERE, "cpython_worker.py")
-KNOWN = os.path.join(ROOT, "known.txt")
+
+
+def known(tests):
+    """Where it says which of these tests do not count, and why."""
+    return Path(ROOT) / ("known.txt" if tests == "multiprocessing" else f"known_{tests}.txt")
+
+
+def baseline(tests, version, method):
+    """Where it says what the standard library scores."""
+    name = "cpython" if tests == "multiprocessing" else tests
+    return Path(ROOT) / "baseline" / f"{name}-{version}-{method}.json"
 
 
 class NotHereError(Exception):
-    """This interpreter has no multiprocessing tests (its `test` package is not installed)."""
+    """This interpreter does not ship the tests."""
 
 
 class Copy:
-    """The tests of interpreter `python`, with `module` in the place of multiprocessing, in folder `scratch`."""
+    """The tests of interpreter `python`, with `module` in the place of multiprocessing, in folder `scratch`.
 
-    def __init__(self, module, scratch, *, python=sys.executable, path=(), helpers="auto"):
+    `tests` is multiprocessing or concurrent_futures: whose tests.
+    """
+
+    def __init__(self, module, scratch, *, tests="multiprocessing", python=sys.executable, path=(), helpers="auto"):
+        self.tests = tests
         self.python = python
         self.scratch = os.path.abspath(scratch)
         build = os.path.join(self.scratch, "suite")
@@ -34,13 +50,14 @@ class Copy:
         os.makedirs(temporary, exist_ok=True)
         paths = [os.path.abspath(d) for d in path]
         if os.environ.get("PYTHONPATH"):
-            paths.append(os.environ["PYTHONPATH"])
+            # Their processes have directories of their own.
+            paths += [os.path.abspath(d) for d in os.environ["PYTHONPATH"].split(os.pathsep) if d]
         env = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
         made = subprocess.run(
             [
                 python,
                 os.path.join(HERE, "build_cpython.py"),
-                *("--module", module, "--out", build, "--helpers", helpers),
+                *("--module", module, "--out", build, "--helpers", helpers, "--tests", tests),
             ],
             env=env,
             stdout=subprocess.PIPE,
@@ -48,8 +65,8 @@ class Copy:
             text=True,
             check=False,
         )
-        if "No module named 'test" in made.stderr or "_test_multiprocessing.py'" in made.stderr.rpartition("\n")[0]:
-            raise NotHereError(f"{python} is installed without its test package")
+        if made.stderr.startswith(NOT_HERE):
+            raise NotHereError(made.stderr.removeprefix(NOT_HERE).strip())
         if made.returncode:
             raise SystemExit(f"the copy could not be made:\n{made.stderr}")
         self.meta = json.loads(made.stdout)
@@ -91,7 +108,7 @@ class Copy:
 
 
 def read_known(path, method, python):
-    """known.txt: pattern | methods | pythons | category | reason."""
+    """known*.txt: pattern | methods | pythons | category | reason."""
     entries = []
     with open(path, encoding="utf-8") as f:
         for n, line in enumerate(f, 1):
@@ -100,7 +117,7 @@ def read_known(path, method, python):
                 continue
             parts = [p.strip() for p in text.split("|", 4)]
             if len(parts) != 5:
-                raise SystemExit(f"known.txt:{n}: five fields wanted")
+                raise SystemExit(f"{path}:{n}: five fields wanted")
             pattern, methods, pythons, category, reason = parts
             if methods != "*" and method not in methods.split():
                 continue
@@ -119,9 +136,9 @@ def category_of(test, entries):
 
 
 def group_of(category, own_submodules):
-    """What a test of this category is counted under: counted, impl, design or stdlib."""
+    """What a test of this category is counted under: counted, impl, design, changed or stdlib."""
     where, _, helper = category.partition(":")
-    return "counted" if where not in ("impl", "design", "stdlib") or helper in own_submodules else where
+    return "counted" if where not in ("impl", "design", "changed", "stdlib") or helper in own_submodules else where
 
 
 def kind(test):
