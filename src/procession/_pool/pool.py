@@ -152,7 +152,7 @@ class Pool(_std.Pool):
 
     def apply(self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: dict[str, Any] | None = None) -> Any:
         """Call ``func(*args, **kwds)`` in a worker and return its result; blocks."""
-        return self._engine.call(self._single(func, args, kwds, {}))
+        return self._result(self._single(func, args, kwds, {}), self._engine.call)
 
     def apply_async(
         self,
@@ -218,7 +218,7 @@ class Pool(_std.Pool):
         Raises:
             BaseException: The first error, once all items are done.
         """
-        return self._map(m.EACH, func, iterable, more, chunksize, options).get()  # type: ignore[no-any-return]
+        return self._result(self._map(m.EACH, func, iterable, more, chunksize, options))  # type: ignore[no-any-return]
 
     def map_async(
         self,
@@ -248,7 +248,7 @@ class Pool(_std.Pool):
         self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None = None, **options: Any
     ) -> list[Any]:
         """As `map`, for items that are tuples of arguments."""
-        return self._map(m.STAR, func, iterable, (), chunksize, options).get()  # type: ignore[no-any-return]
+        return self._result(self._map(m.STAR, func, iterable, (), chunksize, options))  # type: ignore[no-any-return]
 
     def starmap_async(
         self,
@@ -297,6 +297,18 @@ class Pool(_std.Pool):
         if items:
             self._engine.submit(job)
         return job
+
+    @staticmethod
+    def _result(job: Any, wait: Callable[[Any], Any] = MapResult.get) -> Any:
+        """Wait for a job that nobody but this call knows, and return its result."""
+        try:
+            return wait(job)
+        except BaseException:
+            # Not its error but the caller's: Ctrl-C, or what another signal's handler raises. The pool may live on, and its
+            # workers must not be at what nobody can ask for any more.
+            if job.engine is not None:
+                job.cancel()
+            raise
 
     # -- streams
 
