@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import signal
 import warnings
 from collections.abc import Sized
 from multiprocessing import pool as _std
@@ -492,6 +493,8 @@ def orders_and_options(
         most_items=most_items,
         most_seconds=max_age_per_child,
         most_bytes=soft,
+        # Not as it is when a worker is started: a notebook's kernel ignores SIGINT between cells.
+        interruptible=signal.getsignal(signal.SIGINT) is not signal.SIG_IGN,
     )
     options = Options(
         retries=_whole("retries", retries, 0),

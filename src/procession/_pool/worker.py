@@ -47,6 +47,7 @@ class Orders:
         most_seconds: The worker leaves when it is this old.
         most_bytes: The worker leaves when its resident memory is more.
         main_by_value: What is defined in ``__main__`` comes and goes by value.
+        interruptible: SIGINT breaks off what runs, even where the process was started while its parent ignored it.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -59,6 +60,7 @@ class Orders:
         self.most_seconds: float | None = None
         self.most_bytes: int | None = None
         self.main_by_value = False
+        self.interruptible = False
         self.__dict__.update(options)
 
 
@@ -89,7 +91,7 @@ class _Worker:
     def run(self) -> None:
         # A worker may have children of its own, whatever its parent thinks of it.
         _process.current_process()._config["daemon"] = False
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        if self.orders.interruptible or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self.on_interrupt)
         try:
             self.prepare()
