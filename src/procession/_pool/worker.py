@@ -93,6 +93,8 @@ class _Worker:
         _process.current_process()._config["daemon"] = False
         if self.orders.interruptible or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self.on_interrupt)
+        # Who started this process has blocked it until now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
             self.prepare()
         except SystemExit:
