@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -12,6 +11,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from tests._notebook import own_environment, processes_in
 
 ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "examples" / "tutorial"
@@ -38,6 +39,19 @@ def _run_cells():
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), f"<cell {number}>", "exec"), space)
 _run_cells()
+"""
+
+#: In a process of its own, for the kernel's client leaves sockets and threads to the garbage collector. A cell's error is raised.
+REAL_KERNEL = """
+import sys
+import nbclient, nbformat
+notebook = nbformat.read(sys.argv[1], as_version=4)
+first = f"import procession; procession.set_start_method({sys.argv[2]!r})"
+notebook.cells.insert(0, nbformat.v4.new_code_cell(first))
+nbclient.NotebookClient(notebook, timeout=100, kernel_name="python3").execute()
+for cell in notebook.cells:
+    for output in cell.get("outputs", ()):
+        sys.stdout.write(output.get("text", ""))
 """
 
 
@@ -138,21 +152,18 @@ def test_notebook_cells_run_as_in_a_kernel(start_method: str) -> None:
     assert len([line for line in lines if line.startswith("The name of continent")]) == 4
 
 
-@pytest.mark.leaks("the kernel's client leaves sockets and threads to the garbage collector")
-@pytest.mark.filterwarnings("ignore")
-def test_notebook_runs_in_a_real_kernel(start_method: str) -> None:
-    """Where nbclient and ipykernel are installed: the test extra does not bring them."""
-    nbclient = pytest.importorskip("nbclient", reason="needs nbclient and ipykernel")
-    nbformat = pytest.importorskip("nbformat", reason="needs nbformat")
-    if importlib.util.find_spec("ipykernel") is None:
-        pytest.skip("needs ipykernel")
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    first = f"import procession; procession.set_start_method({start_method!r})"
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(first))
-    nbclient.NotebookClient(notebook, timeout=100, kernel_name="python3").execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert not [output for output in outputs if output.output_type == "error"]
-    check_notebook("".join(output.get("text", "") for output in outputs))
+def test_notebook_runs_in_a_real_kernel(start_method: str, wait_until) -> None:
+    with own_environment() as environment:
+        done = subprocess.run(
+            [sys.executable, "-c", REAL_KERNEL, str(NOTEBOOK), start_method],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={**environment, "TUTORIAL_SPEED": "50"},
+        )
+        assert 0 == done.returncode
+        check_notebook(done.stdout)
+        wait_until(lambda: not processes_in(environment), "the end of the kernel and of all that it has started")
 
 
 def test_notebook_is_stored_without_outputs() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import threading
 from multiprocessing import context as _context
 from multiprocessing import process as _process
 
@@ -12,6 +15,7 @@ from procession._proc.template import Template, TemplatePopen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from procession._native import Cells
@@ -43,7 +47,8 @@ class Launcher:
     def make_template(self) -> None:
         """From now on workers are not forked from this process. To be called before it has threads of the pool's."""
         if self.method == "fork":
-            self._template = Template()
+            with _interrupt_put_off(inherited=True):
+                self._template = Template()
 
     def start(self, wid: int, inbox: Queue[Any], done: Queue[Any], cells: Cells) -> Any:
         """Start a worker; return its process."""
@@ -54,11 +59,17 @@ class Launcher:
             process = _TemplateProcess(target=_main, args=args, daemon=True)
             process.template = self._template
         process.name = process.name.replace("Process", "PoolWorker").replace("_Template", "Fork")
-        if isinstance(process, WithResult):
-            # Without the mailbox that our own start() makes: a worker's result is nobody's.
-            _process.BaseProcess.start(process)
-        else:
-            process.start()
+        if self.method == "spawn":
+            from multiprocessing import resource_tracker
+
+            # If it were started in the block, that would unblock the signal.
+            resource_tracker.ensure_running()
+        with _interrupt_put_off(inherited=self._template is None and self.method != "forkserver"):
+            if isinstance(process, WithResult):
+                # Without the mailbox that our own start() makes: a worker's result is nobody's.
+                _process.BaseProcess.start(process)
+            else:
+                process.start()
         return process
 
     @staticmethod
@@ -83,6 +94,41 @@ class Launcher:
         if self._template is not None:
             self._template.close()
             self._template = None
+
+
+@contextlib.contextmanager
+def _interrupt_put_off(*, inherited: bool) -> Iterator[None]:
+    """Keep a Ctrl-C until the end of the block, in which a process is started.
+
+    Its KeyboardInterrupt would be raised in one of the hooks of `os.register_at_fork` as likely as not, whose exceptions are
+    ignored: the caller would go on as if nothing had been.
+
+    Args:
+        inherited: The process inherits this thread's signal mask: there the signal is blocked until the worker has its own
+            handler, for before that its traceback would be printed. Else the mask is left alone: the fork server, should
+            it be started in the block, would hand it on to all its children.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    came: list[tuple[Any, ...]] = []
+    former: Any = None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        if in_main and callable(signal.getsignal(signal.SIGINT)):
+            former = signal.signal(signal.SIGINT, lambda *args: came.append(args))
+        if inherited:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        yield
+    finally:
+        if inherited:
+            # Whoever unblocks a signal that waits for any thread takes it; and then the main thread, if it waits for a lock,
+            # would go on waiting.
+            if not in_main and signal.SIGINT not in mask and signal.sigtimedwait({signal.SIGINT}, 0) is not None:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if former is not None:
+            signal.signal(signal.SIGINT, former)
+            if came:
+                former(*came[0])
 
 
 def _preload() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import signal
 import warnings
 from collections.abc import Sized
 from multiprocessing import pool as _std
@@ -152,7 +153,7 @@ class Pool(_std.Pool):
 
     def apply(self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: dict[str, Any] | None = None) -> Any:
         """Call ``func(*args, **kwds)`` in a worker and return its result; blocks."""
-        return self._engine.call(self._single(func, args, kwds, {}))
+        return self._result(self._single(func, args, kwds, {}), self._engine.call)
 
     def apply_async(
         self,
@@ -218,7 +219,7 @@ class Pool(_std.Pool):
         Raises:
             BaseException: The first error, once all items are done.
         """
-        return self._map(m.EACH, func, iterable, more, chunksize, options).get()  # type: ignore[no-any-return]
+        return self._result(self._map(m.EACH, func, iterable, more, chunksize, options))  # type: ignore[no-any-return]
 
     def map_async(
         self,
@@ -248,7 +249,7 @@ class Pool(_std.Pool):
         self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None = None, **options: Any
     ) -> list[Any]:
         """As `map`, for items that are tuples of arguments."""
-        return self._map(m.STAR, func, iterable, (), chunksize, options).get()  # type: ignore[no-any-return]
+        return self._result(self._map(m.STAR, func, iterable, (), chunksize, options))  # type: ignore[no-any-return]
 
     def starmap_async(
         self,
@@ -297,6 +298,18 @@ class Pool(_std.Pool):
         if items:
             self._engine.submit(job)
         return job
+
+    @staticmethod
+    def _result(job: Any, wait: Callable[[Any], Any] = MapResult.get) -> Any:
+        """Wait for a job that nobody but this call knows, and return its result."""
+        try:
+            return wait(job)
+        except BaseException:
+            # Not its error but the caller's: Ctrl-C, or what another signal's handler raises. The pool may live on, and its
+            # workers must not be at what nobody can ask for any more.
+            if job.engine is not None:
+                job.cancel()
+            raise
 
     # -- streams
 
@@ -486,6 +499,8 @@ def orders_and_options(
         most_items=most_items,
         most_seconds=max_age_per_child,
         most_bytes=soft,
+        # Not as it is when a worker is started: a notebook's kernel ignores SIGINT between cells.
+        interruptible=signal.getsignal(signal.SIGINT) is not signal.SIG_IGN,
     )
     options = Options(
         retries=_whole("retries", retries, 0),

@@ -1,4 +1,4 @@
-"""Showing how far a mapping is: a line on a terminal, rich or tqdm where they are wanted, plain lines in a log.
+"""Showing how far a mapping is: a line on a terminal or in a notebook, rich or tqdm where they are wanted, plain lines in a log.
 
 `advance` counts and does nothing else: it is called for every part that is delivered. The engine asks by `tick`, at each of
 its looks around, whether it is time to draw; so there is no thread, and no clock on the way of an item. Whatever drawing
@@ -8,6 +8,8 @@ raises ends the drawing and nothing else.
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import functools
 import math
 import os
 import select
@@ -218,7 +220,7 @@ _lines: weakref.WeakKeyDictionary[TextIO, _Lines] = weakref.WeakKeyDictionary()
 
 
 class TerminalPainter:
-    """One line of a terminal, or of a notebook's output, drawn anew."""
+    """One line of a terminal, drawn anew."""
 
     interval = _DRAW_S
 
@@ -228,6 +230,30 @@ class TerminalPainter:
 
     def draw(self, state: State) -> None:
         self._lines.draw(self._file, id(self), state)
+
+
+class NotebookPainter:
+    """A line of a cell's output, replaced by the next one.
+
+    It is a display with a name and not text with carriage returns: of these a notebook that is run by a program, or
+    exported, keeps every one. To be made in the cell's own thread.
+    """
+
+    # Each is a message to whoever looks at the notebook.
+    interval = 2 * _DRAW_S
+
+    def __init__(self, total: int | None, name: str) -> None:
+        import uuid
+
+        from IPython import display
+
+        # To which cell the output belongs is in the context: the thread that draws has none, and another cell may run by then.
+        self._context = contextvars.copy_context()
+        self._show = functools.partial(display.publish_display_data, transient={"display_id": uuid.uuid4().hex})
+        self._show({"text/plain": _line(State(name, total, 0, 0))})
+
+    def draw(self, state: State) -> None:
+        self._context.run(self._show, {"text/plain": _line(state)}, update=True)
 
 
 class TqdmPainter:
@@ -330,8 +356,8 @@ def make_progress(progress: Any, total: int | None, name: str, file: TextIO | No
 
 
 def _painter_for(file: TextIO, total: int | None, name: str) -> Painter:
-    if _in_notebook():
-        return TerminalPainter(file)
+    if _in_notebook(file):
+        return NotebookPainter(total, name)
     if not _is_terminal(file):
         return LogPainter(file)
     try:
@@ -376,10 +402,10 @@ def _is_terminal(file: TextIO) -> bool:
         return False
 
 
-def _in_notebook() -> bool:
-    """Tell whether stderr is shown by a Jupyter front end, which knows a carriage return."""
+def _in_notebook(file: TextIO) -> bool:
+    """Tell whether a file is shown by a Jupyter front end."""
     kernel = sys.modules.get("ipykernel.iostream")
-    return kernel is not None and isinstance(sys.stderr, kernel.OutStream)
+    return kernel is not None and isinstance(file, kernel.OutStream)
 
 
 def _has_room(file: TextIO) -> bool:

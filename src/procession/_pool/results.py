@@ -762,7 +762,12 @@ class IMapIterator(_std.IMapIterator):  # type: ignore[type-arg]
         return self
 
     def __next__(self) -> Any:
-        return self._stream.next()
+        stream = self._stream
+        try:
+            return stream.next()
+        finally:
+            # The frame may live on in a traceback, as that of a notebook's last error, and would keep the iterator.
+            del self
 
     def next(self, timeout: float | None = None) -> Any:
         """Return the next result.
@@ -772,7 +777,11 @@ class IMapIterator(_std.IMapIterator):  # type: ignore[type-arg]
             multiprocessing.TimeoutError: None came within `timeout` seconds.
             BaseException: What the function, or the input, raised; the next call goes on with the next item.
         """
-        return self._stream.next(timeout)
+        stream = self._stream
+        try:
+            return stream.next(timeout)
+        finally:
+            del self  # as in __next__
 
     def close(self) -> None:
         """Give up the rest: what waits is dropped, what runs is interrupted."""

@@ -49,6 +49,7 @@ class Orders:
         main_by_value: What is defined in ``__main__`` comes and goes by value.
         as_executor: As the workers of concurrent.futures: a call's SystemExit is its error, a result that cannot be pickled
             has the pickler's, and an initializer's is logged.
+        interruptible: SIGINT breaks off what runs, even where the process was started while its parent ignored it.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -62,6 +63,7 @@ class Orders:
         self.most_bytes: int | None = None
         self.main_by_value = False
         self.as_executor = False
+        self.interruptible = False
         self.__dict__.update(options)
 
 
@@ -92,8 +94,10 @@ class _Worker:
     def run(self) -> None:
         # A worker may have children of its own, whatever its parent thinks of it.
         _process.current_process()._config["daemon"] = False
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        if self.orders.interruptible or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self.on_interrupt)
+        # Who started this process has blocked it until now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
             self.prepare()
         except SystemExit:
