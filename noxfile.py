@@ -78,6 +78,13 @@ def stdlib(session: nox.Session, method: str) -> None:
 
 
 @nox.session
+def guests(session: nox.Session) -> None:
+    """The programs that the executor and the joblib backend are made for: joblib, scikit-learn, dask."""
+    session.install(".[test]", "joblib", "scikit-learn", "dask")
+    session.run("pytest", "tests/pool/test_joblib.py", "tests/pool/test_dask.py", *session.posargs)
+
+
+@nox.session
 def native(session: nox.Session) -> None:
     """The C++ tests, without Python: units, the model, and again under the sanitizers."""
     script = ROOT / "native" / "tests" / "run.sh"
