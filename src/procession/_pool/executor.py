@@ -427,6 +427,8 @@ class ProcessPoolExecutor(_Base):
         if engine is None:
             return
         if cancel_futures:
+            # What was submitted before has been given to whoever was free, as it is in the standard library.
+            engine._have_done(engine._pump)
             for job in list(engine._jobs):
                 job.cancel_waiting()
             engine.nudge()
