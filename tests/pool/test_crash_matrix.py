@@ -5,12 +5,12 @@ Each row: the task's own call gets the named error, every other task of the same
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
 import sys
 import threading
+import time
 from multiprocessing import forkserver
 
 import pytest
@@ -298,16 +298,26 @@ def test_workers_that_die_for_ever_break_the_pool(ctx, how):
 
 @pytest.mark.leaks("a fork server that is killed leaves its socket")
 @pytest.mark.parametrize("victim", ["template", "forkserver"])
-def test_when_the_maker_of_workers_is_killed_nobody_waits_for_ever(victim, wait_until):
-    """Of its workers nothing is known any more; the pool goes on, or says that it is broken."""
+def test_when_the_maker_of_workers_is_killed_its_workers_go_on(victim, wait_until):
+    """No task is lost, no worker given up; and those that die later are replaced."""
     with procession.get_context("fork" if victim == "template" else "forkserver").Pool(2) as pool:
-        for worker in pool._pool:
-            os.kill(worker.pid, signal.SIGKILL)
+        first = {worker.pid for worker in pool._pool}
+        for pid in first:
+            os.kill(pid, signal.SIGKILL)
         wait_until(lambda: pool.apply_async(causes.square, (3,), retries=5).get(60) == 9, "workers of the template")
+        wait_until(lambda: not first & {worker.pid for worker in pool._pool}, "none but workers of the template")
+        second = {worker.pid for worker in pool._pool}
+        running = pool.map_async(causes.sleep, [0.5] * 6, chunksize=1)
         template = pool._engine._launcher._template
         os.kill(forkserver._forkserver._forkserver_pid if template is None else template.pid, signal.SIGKILL)
-        with contextlib.suppress(PoolBrokenError, WorkerDiedError):
-            pool.map(causes.run_if, ["SIGKILL", 2], on_error="return")
-        # It may still be about to learn of a worker that it is gone.
-        with contextlib.suppress(PoolBrokenError):
-            assert 9 == pool.apply_async(causes.square, (3,), retries=5).get(60)
+        assert len(running.get(60)) == 6
+        # Idle for longer than it takes a worker to look whether the pool's process is there.
+        time.sleep(1.5)
+        assert second == {worker.pid for worker in pool._pool}
+        died, result = pool.map(causes.run_if, ["SIGKILL", 2], chunksize=1, on_error="return")
+        assert isinstance(died, WorkerDiedError)
+        assert died.pid in second
+        assert result == 2
+        answers(pool)
+        third = pool._pool
+    wait_until(lambda: not any(worker.is_alive() for worker in third), "the end of the workers")

@@ -39,7 +39,6 @@ from collections import deque
 from functools import partial
 from multiprocessing import util
 from queue import Empty
-from typing import TYPE_CHECKING, Any
 
 from procession import _native
 from procession._errors import describe_exit
@@ -62,8 +61,10 @@ from procession._proc.results import unpack_error
 from procession._wire import codec
 from procession._wire.queues import Queue
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Any
 
     from procession._pool.functions import Function
     from procession._pool.results import AsyncResult, Job, Stream
@@ -240,7 +241,6 @@ class Engine:
                 self._launch(first)
             for member in first:
                 self._admit(member)
-            self._launcher.make_template()
             self._thread.start()
         except BaseException:
             self.state = TERMINATE

@@ -19,7 +19,6 @@ from concurrent.futures import Future, InvalidStateError
 from concurrent.futures._base import CANCELLED, PENDING, RUNNING
 from functools import partial
 from multiprocessing import util
-from typing import TYPE_CHECKING, Any
 
 from procession._pool import messages as m
 from procession._pool.engine import RUN, TERMINATE, Engine
@@ -30,13 +29,16 @@ from procession._pool.results import Job, describe_call
 from procession._pool.state import Unit
 from procession._wire import codec
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     # Its private attributes are not ours.
     from concurrent.futures import Executor as _Base
+    from typing import Any
 
     from procession._pool.functions import Function
+
 else:
     from concurrent.futures.process import ProcessPoolExecutor as _Base
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import itertools
 from types import BuiltinFunctionType, FunctionType
-from typing import TYPE_CHECKING, Any
 
 from procession._pool import messages as m
 from procession._pool.results import describe_call
 from procession._pool.worker import fingerprint
 from procession._wire import codec
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 __all__ = ["Function", "Registry"]
 

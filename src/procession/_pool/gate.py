@@ -11,8 +11,8 @@ import contextlib
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING, Any
 
 from procession._pool import messages as m
 from procession._pool.errors import TaskCancelledError
@@ -13,9 +12,11 @@ from procession._pool.functions import Registry
 from procession._pool.insights import Insights, Ledger, SlowTask, WorkerInsights
 from procession._pool.worker import seed_task
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
+    from typing import Any
 
     from procession._pool.gate import Gate
     from procession._pool.results import AsyncResult, Job, Stream

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from html import escape
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -16,8 +14,20 @@ __all__ = ["Insights", "Ledger", "SlowTask", "WorkerInsights"]
 _ENDED = 64
 
 
-@dataclass(frozen=True)
-class SlowTask:
+class _Record:
+    """What was found out at one moment. Not a dataclass: importing that module costs as much as starting a worker."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash(tuple(vars(self).values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+class SlowTask(_Record):
     """One of the tasks that took longest.
 
     Attributes:
@@ -25,12 +35,12 @@ class SlowTask:
         call: The call as text, arguments shortened.
     """
 
-    seconds: float
-    call: str
+    def __init__(self, seconds: float, call: str) -> None:
+        self.seconds = seconds
+        self.call = call
 
 
-@dataclass(frozen=True)
-class WorkerInsights:
+class WorkerInsights(_Record):
     """What one worker, or all together, did with the time.
 
     Attributes:
@@ -43,13 +53,16 @@ class WorkerInsights:
         working: Seconds within the user's function, with what is running now.
     """
 
-    name: str
-    pid: int | None
-    state: str
-    items: int
-    starting: float
-    waiting: float
-    working: float
+    def __init__(
+        self, name: str, pid: int | None, state: str, items: int, starting: float, waiting: float, working: float
+    ) -> None:
+        self.name = name
+        self.pid = pid
+        self.state = state
+        self.items = items
+        self.starting = starting
+        self.waiting = waiting
+        self.working = working
 
     @property
     def seconds(self) -> float:
@@ -99,8 +112,7 @@ class WorkerInsights:
         return cls(name, pid, state, items, begun, max(0.0, lived - begun - worked), worked)
 
 
-@dataclass(frozen=True)
-class Insights:
+class Insights(_Record):
     """What a pool has done so far.
 
     Attributes:
@@ -113,13 +125,23 @@ class Insights:
         elapsed: Seconds since the pool was made; until its end, if it has ended.
     """
 
-    workers: tuple[WorkerInsights, ...]
-    ended: tuple[WorkerInsights, ...]
-    total: WorkerInsights
-    count: int
-    slowest: tuple[SlowTask, ...]
-    restarts: int
-    elapsed: float
+    def __init__(
+        self,
+        workers: tuple[WorkerInsights, ...],
+        ended: tuple[WorkerInsights, ...],
+        total: WorkerInsights,
+        count: int,
+        slowest: tuple[SlowTask, ...],
+        restarts: int,
+        elapsed: float,
+    ) -> None:
+        self.workers = workers
+        self.ended = ended
+        self.total = total
+        self.count = count
+        self.slowest = slowest
+        self.restarts = restarts
+        self.elapsed = elapsed
 
     @property
     def items(self) -> int:
@@ -151,6 +173,8 @@ class Insights:
         return "\n".join(line.rstrip() for line in lines)
 
     def _repr_html_(self) -> str:
+        from html import escape
+
         head, *rows = self._rows()
         parts = [f"<p>{escape(self._title())}</p>", _table(head, rows)]
         if self.slowest:
@@ -171,6 +195,8 @@ def _row(worker: WorkerInsights) -> tuple[str, ...]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    from html import escape
+
     def line(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 

@@ -6,12 +6,13 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from multiprocessing import context as _context
 from multiprocessing import process as _process
 
 from procession._pool import worker as _worker
 from procession._proc.process import ForkProcess, WithResult
-from procession._proc.template import Template, TemplatePopen
+from procession._proc.template import Template, TemplateGoneError, TemplatePopen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Launcher"]
 
+# As short as it gets: what counts is that there is a wake-up.
+_NAP_S = 0.00002
 # What a worker that is forked from a template finds again by its number.
 _inherited: dict[int, _worker.Orders] = {}
 
@@ -53,6 +56,16 @@ class Launcher:
     def start(self, wid: int, inbox: Queue[Any], done: Queue[Any], cells: Cells) -> Any:
         """Start a worker; return its process."""
         args = (self._orders, wid, inbox, done, cells)
+        if self._template is not None:
+            try:
+                return self._start(args)
+            except TemplateGoneError:
+                # The next one is made beside threads, which the lost one was to avoid, but a pool without workers is worse.
+                self._template.close()
+                self.make_template()
+        return self._start(args)
+
+    def _start(self, args: tuple[Any, ...]) -> Any:
         if self._template is None:
             process = self._context.Process(target=_main, args=args, daemon=True)
         else:
@@ -65,18 +78,24 @@ class Launcher:
             # If it were started in the block, that would unblock the signal.
             resource_tracker.ensure_running()
         with _interrupt_put_off(inherited=self._template is None and self.method != "forkserver"):
+            if self._template is None and self.method == "fork":
+                self._template = Template()
             if isinstance(process, WithResult):
                 # Without the mailbox that our own start() makes: a worker's result is nobody's.
                 _process.BaseProcess.start(process)
             else:
                 process.start()
+        if self._template is not None and self.method == "fork" and not isinstance(process, _TemplateProcess):
+            # A forked child waits on its parent's CPU for the kernel to balance the load, up to some milliseconds, while
+            # another is idle; a sleeper wakes up on the idle one at once. So both go on now.
+            time.sleep(_NAP_S)
         return process
 
     @staticmethod
     def watch(process: Any) -> tuple[int, bool]:
         """Return a descriptor that is readable when the process has ended, and whether it is the caller's to close."""
-        if not isinstance(process._popen, TemplatePopen) and process._popen.method != "forkserver":
-            # A sentinel is a pipe's end, which the worker's own children may hold open.
+        if not isinstance(process._popen, TemplatePopen):  # which has one already
+            # A sentinel is a pipe's end: the worker's own children may hold it open, and a fork server that dies closes it.
             try:
                 return os.pidfd_open(process.pid), True
             except OSError:

@@ -8,7 +8,6 @@ import signal
 import warnings
 from collections.abc import Sized
 from multiprocessing import pool as _std
-from typing import TYPE_CHECKING, Any
 
 from procession._pool import messages as m
 from procession._pool.engine import RUN, TERMINATE, Engine, Options
@@ -16,9 +15,11 @@ from procession._pool.inline import InlineEngine
 from procession._pool.results import AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult, Stream
 from procession._pool.worker import Orders
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
+    from typing import Any
 
     from typing_extensions import Self
 

@@ -7,7 +7,6 @@ collects; a job that is settled ignores what comes late.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 import os
@@ -19,7 +18,6 @@ import weakref
 from collections import deque
 from multiprocessing import TimeoutError as _TimeoutError
 from multiprocessing import pool as _std
-from typing import TYPE_CHECKING, Any
 
 from procession._errors import RemoteError
 from procession._pool import messages as m
@@ -28,8 +26,11 @@ from procession._pool.gate import Gate
 from procession._pool.state import Unit
 from procession._wire import codec
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Generator, Iterator, Sequence
+    from typing import Any
 
     from procession._pool.functions import Function
 
@@ -227,6 +228,8 @@ class _Settling(Job):
     def __await__(self) -> Generator[Any, None, Any]:
         """Await the result; cancelling the await cancels the task."""
         if not self._ready:
+            import asyncio  # late: it costs as much as all of the pool, and few programs have it
+
             loop = asyncio.get_running_loop()
             future: asyncio.Future[None] = loop.create_future()
 
@@ -791,6 +794,8 @@ class IMapIterator(_std.IMapIterator):  # type: ignore[type-arg]
         return self
 
     async def __anext__(self) -> Any:
+        import asyncio
+
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(None, self._next_or_end)

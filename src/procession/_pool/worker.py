@@ -143,7 +143,7 @@ class _Worker:
     # -- the loop
 
     def work(self) -> None:
-        parent = os.getppid()
+        parent_has_ended = watch_parent()
         limited = any(
             limit is not None for limit in (self.orders.most_items, self.orders.most_seconds, self.orders.most_bytes)
         )
@@ -168,9 +168,7 @@ class _Worker:
                 if seq:
                     self.answer((m.ERROR, self.wid, seq, pack(error), 0))
                 elif isinstance(error, Empty):
-                    # The parent by birth may be a fork server, which lives as long as this process does.
-                    owner = _process.parent_process()
-                    if os.getppid() != parent or (owner is not None and not owner.is_alive()):
+                    if parent_has_ended():
                         os._exit(1)
                 elif not isinstance(error, KeyboardInterrupt):  # it came late
                     raise
@@ -363,6 +361,33 @@ class _Worker:
     def leave(self, why: str) -> None:
         self.done.put((m.LEAVING, self.wid, why))
         raise _Leave
+
+
+def watch_parent() -> Callable[[], bool]:
+    """Return a function that tells whether the pool's process has ended, which need not be the parent by birth.
+
+    That may be a fork server or a template; their death is no reason to leave.
+    """
+    owner = _process.parent_process()
+    if owner is None:  # not started by multiprocessing
+        born_of = os.getppid()
+        return lambda: os.getppid() != born_of
+    try:
+        pidfd = os.pidfd_open(owner.pid)
+    except ProcessLookupError:
+        return lambda: True
+    except OSError:
+        return lambda: not owner.is_alive()
+
+    def has_ended() -> bool:
+        import select
+
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        # The second is closed too when the parent does not know of this worker, which it asked a dying template for.
+        return bool(poll.poll(0)) or not owner.is_alive()
+
+    return has_ended
 
 
 def _adapted(function: Callable[..., Any], mode: int) -> Callable[[Any], Any]:

@@ -28,7 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Template", "TemplatePopen"]
+__all__ = ["Template", "TemplateGoneError", "TemplatePopen"]
 
 _NUMBER = struct.Struct("q")
 # So often the template looks whether its parent is still there, beside the end of its socket.
@@ -64,7 +64,7 @@ class Template:
         """Have a child forked.
 
         Raises:
-            OSError: The template is gone.
+            OSError: The template has ended.
         """
         reduction.sendfds(self._socket, [child_reads, status_to])
 
@@ -84,8 +84,16 @@ class Template:
                 os.waitpid(self.pid, 0)
 
 
+class TemplateGoneError(OSError):
+    """The template has ended, as by SIGKILL, before it started what was asked for."""
+
+
 class TemplatePopen(Reaper):
-    """Starts a child through a template."""
+    """Starts a child through a template.
+
+    Raises:
+        TemplateGoneError: It has ended.
+    """
 
     method = "fork"
     sentinel: int
@@ -107,21 +115,28 @@ class TemplatePopen(Reaper):
             _native.handle_collector(former)
         self._handles = handles
         child_reads, to_child = os.pipe()
-        self.sentinel, status_to = os.pipe()
-        try:
-            self._template.request(child_reads, status_to)
-        except OSError:
-            os.close(to_child)
-            os.close(self.sentinel)
-            raise
-        finally:
-            os.close(child_reads)
-            os.close(status_to)
+        self._status, status_to = os.pipe()
         # The end of `to_child` stays open: its closing tells the child that the parent is gone.
-        self.finalizer = util.Finalize(self, util.close_fds, (to_child, self.sentinel))
-        with open(to_child, "wb", closefd=False) as file:
-            file.write(_NUMBER.pack(len(data)) + data)
-        self.pid = _read_number(self.sentinel)
+        ours = [to_child, self._status]
+        try:
+            try:
+                self._template.request(child_reads, status_to)
+            finally:
+                os.close(child_reads)
+                os.close(status_to)
+            with open(to_child, "wb", closefd=False) as file:
+                file.write(_NUMBER.pack(len(data)) + data)
+            self.pid = _read_number(self._status)
+        except (OSError, EOFError) as error:
+            util.close_fds(*ours)
+            raise TemplateGoneError(f"the template process {self._template.pid} has ended") from error
+        try:
+            # Also when the template is killed, and the status never comes, this tells when the child has ended.
+            self.sentinel = os.pidfd_open(self.pid)
+            ours.append(self.sentinel)
+        except OSError:
+            self.sentinel = self._status
+        self.finalizer = util.Finalize(self, util.close_fds, ours)
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         """Return the exit code, None while the child runs."""
@@ -133,9 +148,9 @@ class TemplatePopen(Reaper):
             with self._reading:  # active_children() in one thread, join() in another
                 if self.returncode is None:
                     try:
-                        code = _read_number(self.sentinel)
+                        code = _read_number(self._status)
                     except (OSError, EOFError):
-                        code = 255  # the template is gone, and nobody knows
+                        code = 255  # the template is gone, and nobody knows how its child ended
                     self.returncode = code
                     _native.record_exit(self.pid, code)
                     self._handles = None

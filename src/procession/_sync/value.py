@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from multiprocessing import sharedctypes
-from typing import TYPE_CHECKING, Any
 
 from procession._native import LockedAttribute
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 __all__ = ["Synchronized", "quicken"]
 

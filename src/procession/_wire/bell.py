@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import time
 import weakref
 from multiprocessing import connection
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import asyncio
+    from typing import Any
+
     from procession._native import Queue as NativeQueue
 
 __all__ = ["Bell", "Reader", "Writer"]
@@ -84,6 +86,8 @@ class Bell:
         """Return when there may be items (room): the caller tries again."""
         if self.arm(space=space):
             return
+        import asyncio  # costs as much as all else here together, and few programs have it
+
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         if loop not in self._waiting:
