@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from unittest import mock
 
 import pytest
@@ -181,3 +182,23 @@ def test_a_part_of_a_chunk_that_comes_with_the_chunks_end_keeps_its_results() ->
         first, second = result.get(30)
     assert first == 0
     assert isinstance(second, KeyboardInterrupt)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("count", [1, 7, 5000])
+def test_what_a_generator_gave_before_it_stopped_to_wait_is_done(count: int, ordered: bool) -> None:
+    """Items that come fast go together in large units, but none is held back for one that does not come."""
+    go_on = threading.Event()
+
+    def numbers() -> Iterator[int]:
+        for turn in range(3):
+            yield from range(turn * count, (turn + 1) * count)
+            assert go_on.wait(60)
+            go_on.clear()
+
+    with procession.get_context("fork").Pool(2) as pool:
+        results = (pool.imap if ordered else pool.imap_unordered)(abs, numbers())
+        for turn in range(3):
+            assert sorted(results.next(60) for _ in range(count)) == list(range(turn * count, (turn + 1) * count))
+            go_on.set()
+        assert list(results) == []

@@ -28,6 +28,7 @@ import _thread
 import contextlib
 import heapq
 import itertools
+import math
 import os
 import select
 import signal
@@ -55,6 +56,7 @@ from procession._pool.gate import Gate
 from procession._pool.insights import Insights, Ledger, SlowTask, WorkerInsights
 from procession._pool.launcher import Launcher
 from procession._pool.restart import RestartBudget
+from procession._pool.results import HOLD_S
 from procession._pool.state import Scheduler, Unit, Worker
 from procession._pool.worker import FLUSH_NS, Orders, resident_bytes
 from procession._proc.results import unpack_error
@@ -321,6 +323,12 @@ class Engine:
         self._pump()
         if self._parked:
             self._parked = False
+            self.nudge()
+
+    def look_soon(self) -> None:
+        """Have the collector look whether a stream holds something back."""
+        if self._sleeping:
+            self._sleeping = False
             self.nudge()
 
     def _wake_up(self) -> None:
@@ -771,7 +779,7 @@ class Engine:
             if messages:
                 self._process(messages)
         now = time.monotonic()
-        if messages and now - self._last_look < _LOOK_S:
+        if messages and now - self._last_look < (HOLD_S if self._streams else _LOOK_S):
             return True
         self._last_look = now
         if self.state == TERMINATE or self.broken is not None:
@@ -823,10 +831,12 @@ class Engine:
         """Do what is due; return how long nothing will be."""
         while self._forsaken:
             self._forsaken.popleft().close()
+        held = math.inf
         for stream in list(self._streams):
             if stream.iterator is not None and stream.iterator() is None:
                 stream.close()  # broken off before it could be given to anybody, or as it said good-bye
-        wait = self.options.stall_report or 3600.0
+            held = min(held, stream.held_until(now))
+        wait = min(held, self.options.stall_report or 3600.0)
         with self._lock:
             members = list(self.members.values())
             for member in members:

@@ -373,7 +373,7 @@ def watch_parent() -> Callable[[], bool]:
         born_of = os.getppid()
         return lambda: os.getppid() != born_of
     try:
-        pidfd = os.pidfd_open(owner.pid)
+        pidfd = os.pidfd_open(owner.pid or 0)
     except ProcessLookupError:
         return lambda: True
     except OSError:
