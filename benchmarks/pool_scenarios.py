@@ -369,6 +369,18 @@ def mapping(make: Callable[[], Pool], count: int) -> Cost:
     return Cost(elapsed / count, elapsed)
 
 
+def streaming(make: Callable[[], Pool], count: int) -> Cost:
+    """Seconds per item of a stream that is consumed as it comes."""
+    with warm(make) as pool:
+        start, taken = time.perf_counter(), 0
+        for _ in pool.stream(square, iter(range(count))):
+            taken += 1
+        elapsed = time.perf_counter() - start
+    if taken != count:
+        raise AssertionError(f"{taken} results of {count}")
+    return Cost(elapsed / count, elapsed)
+
+
 def round_trip(make: Callable[[], Pool], count: int) -> Cost:
     """Median and p90 of a call and its result; the first tenth is not counted."""
     times, now = [], time.perf_counter
@@ -550,6 +562,14 @@ def scenarios() -> list[Scenario]:
             (Target(MP, 1.5, 3),),
             start_n=20_000,
             full_n=1_000_000,
+        ),
+        Scenario(
+            "pool-stream",
+            f"imap of 300,000 x*x (others: in chunks of {CHUNK}), consumed one by one",
+            all_of(streaming, leave_out=("Dask", "Ray")),
+            (Target(MP), Target(FUTURES)),
+            start_n=2000,
+            full_n=300_000,
         ),
         Scenario(
             "pool-round-trip",
