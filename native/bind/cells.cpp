@@ -1,4 +1,7 @@
 // Cells, and the loop of a worker over a chunk, which writes into one of them which item it is at.
+#include <signal.h>
+#include <unistd.h>
+
 #include "procession/cells.hpp"
 
 #include "handle.hpp"
@@ -186,6 +189,39 @@ PyType_Slot slots[] = {
 };
 PyType_Spec spec{"procession._native.Cells", sizeof(Handle), 0, Py_TPFLAGS_DEFAULT, slots};
 
+/// Where what faulthandler has written into `fd` goes when this process dies of a crash.
+struct {
+  int fd = -1;
+  pid_t pid = 0;
+  void* to = nullptr;
+  size_t size = 0;
+} last_words;
+
+void copy_last_words(int signal) noexcept {
+  // A child that this process has forked has nothing to say here.
+  if (getpid() == last_words.pid && pread(last_words.fd, last_words.to, last_words.size, 0) < 0) {}
+  ::signal(signal, SIG_DFL);
+  raise(signal);
+}
+
+PyObject* keep_last_words(PyObject*, PyObject* args) noexcept {
+  PyObject* cells;
+  Py_ssize_t first;
+  int fd;
+  if (!PyArg_ParseTuple(args, "O!ni:_keep_last_words", cells_type, &cells, &first, &fd)) return nullptr;
+  Atomic<i64>* start = cell(cells, first);
+  if (start == nullptr) return nullptr;
+  last_words.fd = fd;
+  last_words.pid = getpid();
+  last_words.to = start;
+  last_words.size = static_cast<size_t>(length(cells) - first) * sizeof(i64);
+  struct sigaction action = {};
+  action.sa_handler = copy_last_words;
+  action.sa_flags = SA_ONSTACK;
+  for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) sigaction(signal, &action, nullptr);
+  Py_RETURN_NONE;
+}
+
 PyMethodDef functions[] = {
     {"_serve", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(serve)), METH_FASTCALL,
      "_serve(get, put, functions, cells, wid, timeout)\n--\n\nTake messages and answer those that are one plain item "
@@ -193,6 +229,10 @@ PyMethodDef functions[] = {
      "function in `functions` with a plain result. Returns the first message that is something else; or "
      "(None, seq, result, ns) when a result is not plain. What the function raises comes through; the cells tell of "
      "which unit."},
+    {"_keep_last_words", keep_last_words, METH_VARARGS,
+     "_keep_last_words(cells, first, fd)\n--\n\nWhen this process dies of a crash, copy what has been written into "
+     "`fd` into the cells from `first` on.\n\nTo be called before faulthandler.enable(fd), which calls the former "
+     "handler after its own."},
     {"_run_items", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(run_items)), METH_FASTCALL,
      "_run_items(function, items, start, cells, cell, results, limit_ns)\n--\n\nAppend function(item) to `results` for "
      "each item from `start` on, and write its index into the cell before; return after the item at which `limit_ns` "

@@ -23,6 +23,19 @@ def segfault():
     ctypes.string_at(0)
 
 
+def segfault_here():
+    ctypes.string_at(0)
+
+
+def abort_here():
+    os.abort()
+
+
+def call(name):
+    module, _, function = name.rpartition(".")
+    return getattr(sys.modules[module or __name__], function)()
+
+
 def sigkill():
     os.kill(os.getpid(), signal.SIGKILL)
 

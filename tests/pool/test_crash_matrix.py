@@ -5,7 +5,9 @@ Each row: the task's own call gets the named error, every other task of the same
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import pickle
 import re
 import signal
 import sys
@@ -269,6 +271,29 @@ def test_an_argument_that_cannot_be_pickled_is_the_callers_error(pool):
     with pytest.raises(TypeError, match="pickle"):
         pool.apply(causes.same, (threading.Lock(),))
     answers(pool)
+
+
+@pytest.mark.parametrize("chunksize", [1, 3])
+@pytest.mark.parametrize("cause", ["segfault_here", "abort_here"])
+def test_the_error_of_a_crash_has_the_stack_it_happened_at(ctx, cause, chunksize):
+    # pytest uses faulthandler, and forked workers inherit that.
+    with ctx.Pool(1, initializer=faulthandler.disable) as pool:
+        died, *good = pool.map(causes.call, [cause, "os.getpid", "os.getpid"], chunksize=chunksize, on_error="return")
+        assert isinstance(died, WorkerDiedError)
+        assert re.search(rf'File ".*causes\.py", line \d+ in {cause}\n.*causes\.py", line \d+ in call$', died.stack)
+        assert died.stack in str(died)
+        assert good[0] == good[1]
+        assert died.stack == pickle.loads(pickle.dumps(died)).stack
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_where_the_user_has_faulthandler_write_it_writes(method, capfd):
+    """A fork server has the stderr that was there when it was started."""
+    with procession.get_context(method).Pool(1, initializer=faulthandler.enable) as pool:
+        with pytest.raises(WorkerDiedError) as caught:
+            pool.apply(causes.abort_here)
+        assert not caught.value.stack
+    assert "in abort_here" in capfd.readouterr().err
 
 
 def test_a_function_that_cannot_be_pickled_is_the_callers_error(pool):

@@ -58,7 +58,7 @@ from procession._pool.launcher import Launcher
 from procession._pool.restart import RestartBudget
 from procession._pool.results import HOLD_S
 from procession._pool.state import Scheduler, Unit, Worker
-from procession._pool.worker import FLUSH_NS, Orders, resident_bytes
+from procession._pool.worker import FLUSH_NS, Orders, last_words, resident_bytes
 from procession._proc.results import unpack_error
 from procession._wire import codec
 from procession._wire.queues import Queue
@@ -1374,7 +1374,13 @@ class Engine:
             before, self._oom_kills = self._oom_kills, kills
             oom = code == -signal.SIGKILL and before is not None and kills > before
             error = WorkerDiedError(
-                self._described(unit), member.process.name, member.process.pid, code, oom, unit.deaths
+                self._described(unit),
+                member.process.name,
+                member.process.pid,
+                code,
+                oom,
+                unit.deaths,
+                last_words(member.cells),
             )
         job.put_error(unit.first, error)
 

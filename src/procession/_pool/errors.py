@@ -41,6 +41,8 @@ class WorkerDiedError(ProcessDiedError, BrokenProcessPool):
         exitcode: ``-N`` when signal N killed it, else its exit status.
         out_of_memory: The kernel's out-of-memory killer was at work in this cgroup while the task ran.
         deaths: How many workers have died of this task, retries included.
+        stack: Where in Python it crashed, the innermost call first, as by `faulthandler`; empty where that is not known: after
+            SIGKILL and `os._exit`, which leave no time, and where the worker uses `faulthandler` itself.
     """
 
     def __init__(
@@ -51,21 +53,25 @@ class WorkerDiedError(ProcessDiedError, BrokenProcessPool):
         exitcode: int | None,
         out_of_memory: bool = False,
         deaths: int = 1,
+        stack: str = "",
     ) -> None:
         super().__init__(name, pid, exitcode)
-        self.args = (task, name, pid, exitcode, out_of_memory, deaths)
+        self.args = (task, name, pid, exitcode, out_of_memory, deaths, stack)
         self.task = task
         self.out_of_memory = out_of_memory
         self.deaths = deaths
+        self.stack = stack
 
     def __str__(self) -> str:
         how = describe_exit(self.exitcode)
         if self.out_of_memory:
             how += "; the kernel's out-of-memory killer struck in this cgroup meanwhile"
         times = "" if self.deaths < 2 else f", the last of {self.deaths} attempts"
+        where = f" It was here, innermost call first:\n{self.stack}" if self.stack else ""
         return (
             f"{self.name} (pid {self.pid}) {how} while it ran {self.task}{times}. "
             "The pool goes on; retries=n would run such a task again."
+            f"{where}"
         )
 
 

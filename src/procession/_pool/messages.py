@@ -50,6 +50,7 @@ __all__ = [
     "INDEX_CELL",
     "ITEM",
     "KEYWORDS",
+    "LAST_WORDS_CELL",
     "LEAVING",
     "NO_FUNCTION",
     "NUDGE",
@@ -79,7 +80,9 @@ EACH, STAR, CALL, KEYWORDS = range(4)  # f(x) | f(*x) | f(*x[0], **x[1]) | f(**x
 # A worker's cells: the unit it last took, the index in its chunk, the unit it shall be interrupted in; the unit whose function
 # runs now, which SIGINT may break off; and the one that was taken and not yet answered. 0: none.
 SEQ_CELL, INDEX_CELL, CANCEL_CELL, RUNNING_CELL, UNANSWERED_CELL, DROP_CELL = range(6)
-CELLS = 6
+# And from here on what faulthandler had to say when it crashed: the end of its stack, as bytes.
+LAST_WORDS_CELL = 6
+CELLS = 256
 
 # Types whose values arrive without anybody's code being run. Exactly these: a subclass may do anything.
 PLAIN = frozenset({int, float, str, bytes, bool, type(None)})

@@ -7,6 +7,8 @@ at which item of it, stands in its cells.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -144,6 +146,7 @@ class _Worker:
 
     def work(self) -> None:
         parent_has_ended = watch_parent()
+        keep_last_words(self.cells)
         limited = any(
             limit is not None for limit in (self.orders.most_items, self.orders.most_seconds, self.orders.most_bytes)
         )
@@ -361,6 +364,30 @@ class _Worker:
     def leave(self, why: str) -> None:
         self.done.put((m.LEAVING, self.wid, why))
         raise _Leave
+
+
+def keep_last_words(cells: _native.Cells) -> None:
+    """Have the Python stack at a crash (SIGSEGV and the like) left where the parent finds it.
+
+    Not where faulthandler is in use already: then it goes where the user wants it.
+    """
+    import faulthandler
+
+    if faulthandler.is_enabled():
+        return
+    with contextlib.suppress(OSError):  # no more descriptors, or memfd_create forbidden
+        fd = os.memfd_create("procession-last-words")
+        _native._keep_last_words(cells, m.LAST_WORDS_CELL, fd)
+        faulthandler.enable(fd, all_threads=False)
+
+
+def last_words(cells: _native.Cells) -> str:
+    """Return the Python stack of a worker that has crashed, the innermost call first; empty if there is none."""
+    words = b"".join(cells[i].to_bytes(8, "little", signed=True) for i in range(m.LAST_WORDS_CELL, m.CELLS))
+    lines = words.rstrip(b"\0").decode("utf-8", "replace").splitlines()
+    stack = [line for line in lines if line.startswith("  File ")]
+    # What called the user's function is of no interest.
+    return "\n".join(itertools.takewhile(lambda line: __file__ not in line, stack))
 
 
 def watch_parent() -> Callable[[], bool]:
