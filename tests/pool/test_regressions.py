@@ -202,3 +202,26 @@ def test_what_a_generator_gave_before_it_stopped_to_wait_is_done(count: int, ord
             assert sorted(results.next(60) for _ in range(count)) == list(range(turn * count, (turn + 1) * count))
             go_on.set()
         assert list(results) == []
+
+
+@pytest.mark.parametrize("buffersize", [1, 10, 256, 257, 300, 511])
+def test_a_buffer_that_is_no_multiple_of_the_chunk_holds_nothing_back(buffersize: int) -> None:
+    """When there is no room for a whole chunk, a smaller one goes: the consumer makes room only by what it gets."""
+    with procession.get_context("fork").Pool(2) as pool:
+        results = pool.imap(abs, iter(range(3000)), chunksize=256, buffersize=buffersize)
+        for number in range(3000):
+            assert results.next(60) == number
+
+
+def test_a_whole_chunk_does_not_wait_for_the_item_after_it() -> None:
+    go_on = threading.Event()
+
+    def numbers() -> Iterator[int]:
+        yield from range(10)
+        assert go_on.wait(60)
+
+    with procession.get_context("fork").Pool(2) as pool:
+        results = pool.imap(abs, numbers(), chunksize=5)
+        assert [results.next(60) for _ in range(10)] == list(range(10))
+        go_on.set()
+        assert list(results) == []

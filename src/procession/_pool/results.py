@@ -512,7 +512,7 @@ class Stream(Job):
         self._read = 0
         self._given_out = 0
         # The feeder says so when it has read this many, and that was so many after it had last said so, and when.
-        self._say_at = 0
+        self._say_at = chunksize or 1
         self._burst = 1
         self._said_when = 0.0
         # The feeder waits until so many have been taken.
@@ -669,8 +669,8 @@ class Stream(Job):
                 return None
             waiting = len(self._buffer)
             size = self._chunksize or self.chunk(waiting if self._exhausted else self._ahead(workers), workers)
-            if waiting < size and self._chunksize and not self._exhausted and self._room_left(workers):
-                return None
+            if waiting < size and self._chunksize and not self._exhausted and self._room_at == math.inf:
+                return None  # the feeder goes on
             size = min(size, waiting)
             if size == 0:
                 return None
@@ -683,9 +683,6 @@ class Stream(Job):
     def _ahead(self, workers: int) -> int:
         """How many items there are to be shared out, those that will soon be read included."""
         return int(min(self.limit(workers), MOST_BUFFERED))
-
-    def _room_left(self, workers: int) -> bool:
-        return self._read - self._taken < self.limit(workers)
 
     # -- output
 
