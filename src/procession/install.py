@@ -40,7 +40,7 @@ _CLASSES = {
             "SpawnProcess",
         ),
     ),
-    _std_pool: (pool, ("Pool",)),
+    _std_pool: (pool, ("Pool", "RemoteTraceback")),
     _std_synchronize: (
         synchronize,
         ("Barrier", "BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"),

@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 ApplyResult = AsyncResult
+_StdPool = _std.Pool
 
 _STANDARD = (_context._std.DefaultContext, *{type(one) for one in _context._std._concrete_contexts.values()})
 
@@ -57,4 +58,8 @@ class Pool(_Pool):  # noqa: D101
         context: Any = None,
         **options: Any,
     ) -> None:
+        if not isinstance(self, Pool):
+            # The standard library's ThreadPool says Pool.__init__(self, ...) and means its own; after install() that is this.
+            _StdPool.__init__(self, processes, initializer, initargs, maxtasksperchild, context)  # type: ignore[unreachable]
+            return
         super().__init__(processes, initializer, initargs, maxtasksperchild, context_of_ours(context), **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 from collections.abc import Callable
@@ -120,6 +121,37 @@ def _join(ctx):
     return Blocked(q.join, q.task_done, False, True)
 
 
+def _simple_get(ctx):
+    q = ctx.SimpleQueue()
+    return Blocked(lambda t: q.get(), lambda: q.put("item"), NOTHING, "item")
+
+
+def _joinable_get_many(ctx):
+    q = ctx.JoinableQueue()
+    return Blocked(lambda t: q.get_many(3, True, t), lambda: q.put("item"), queue.Empty, ["item"])
+
+
+def _aget(ctx):
+    q = ctx.Queue()
+    return Blocked(lambda t: asyncio.run(q.aget()), lambda: q.put("item"), NOTHING, "item")
+
+
+def _process(ctx, method, timed_out, woken):
+    """The process is a child of the one that blocks, since only its parent may join it."""
+    event = ctx.Event()
+
+    def call(timeout):
+        process = ctx.Process(target=event.wait)
+        process.start()
+        try:
+            return getattr(process, method)(timeout)
+        finally:
+            event.set()
+            process.join()
+
+    return Blocked(call, event.set, timed_out, woken)
+
+
 def _poll(ctx):
     q = ctx.Queue()
     return Blocked(q._reader.poll, lambda: q.put("item"), False, True)
@@ -149,9 +181,17 @@ CALLS: dict[str, Callable[[Any], Blocked]] = {
     "JoinableQueue.put": lambda ctx: _put(ctx, "JoinableQueue"),
     "Queue.put_many": _put_many,
     "JoinableQueue.join": _join,
+    "SimpleQueue.get": _simple_get,
+    "JoinableQueue.get_many": _joinable_get_many,
+    "Queue.aget": _aget,
+    "Process.join": lambda ctx: _process(ctx, "join", None, None),
+    "Process.result": lambda ctx: _process(ctx, "result", TimeoutError, True),
+    "Process.exception": lambda ctx: _process(ctx, "exception", TimeoutError, None),
     "Reader.poll": _poll,
     "connection.wait": _connection_wait,
 }
 # Those that sleep on a futex, and not in the kernel's poll.
-ON_FUTEX = [name for name in CALLS if name not in ("Reader.poll", "connection.wait")]
-WITH_TIMEOUT = [name for name in CALLS if name not in ("with Lock", "with Semaphore", "iteration")]
+_ELSEWHERE = ("Reader.poll", "connection.wait", "Queue.aget", "Process.join", "Process.result", "Process.exception")
+ON_FUTEX = [name for name in CALLS if name not in _ELSEWHERE]
+_WITHOUT_TIMEOUT = ("with Lock", "with Semaphore", "iteration", "SimpleQueue.get", "Queue.aget")
+WITH_TIMEOUT = [name for name in CALLS if name not in _WITHOUT_TIMEOUT]

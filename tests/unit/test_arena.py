@@ -353,3 +353,40 @@ def test_the_arena_is_left_out_of_core_files():
         if line.startswith("VmFlags:")
     ]
     assert "dd" in flags[0]
+
+
+def test_a_process_tells_what_became_of_it_though_the_arena_is_full():
+    code = """
+        import procession
+
+        def work(full, what):
+            full.wait(60)
+            if what:
+                return "x" * what
+            def deep(depth):
+                if depth == 0:
+                    raise ValueError("deep")
+                deep(depth - 1)
+            deep(100)
+
+        ctx = procession.get_context("fork")
+        full, q = ctx.Event(), ctx.Queue()
+        processes = [ctx.Process(target=work, args=(full, what)) for what in (10, 3000, 0)]
+        for process in processes:
+            process.start()
+        for size in (100_000, 10_000, 1000, 100):
+            try:
+                while True:
+                    q.put(b"x" * size)
+            except MemoryError:
+                pass
+        full.set()
+        small, large, error = [process.exception(60) for process in processes]
+        print(small, type(large).__name__, "does not fit into the arena" in str(large))
+        print(type(error).__name__, error.type_name, "deep (its traceback did not fit" in str(error))
+        for process in processes:
+            process.join()
+    """
+    done = run(code, env={"PROCESSION_ARENA_SIZE": "1M"})
+    expected = "None RemoteError True\nRemoteError ValueError True\n"
+    assert expected == done.stdout

@@ -143,3 +143,48 @@ def test_children_and_grandchildren_have_it_too(tmp_path, start_method) -> None:
 def test_the_function_stays_callable_whoever_imported_the_module_first() -> None:
     code = "import procession.install; procession.install(); from procession import install; install()"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_pools_of_threads_stay_what_they_are(tmp_path) -> None:
+    """The standard library's ThreadPool calls `Pool.__init__`, by a name that has become ours."""
+    run(
+        tmp_path,
+        """
+        import procession
+        procession.install()
+        import multiprocessing.dummy
+        from multiprocessing.pool import Pool, ThreadPool
+
+        class Mine(ThreadPool):
+            def __init__(self):
+                super().__init__(2, initializer=abs, initargs=(1,))
+
+        for make in (ThreadPool, lambda: ThreadPool(2), multiprocessing.dummy.Pool, Mine):
+            with make() as pool:
+                here = []
+                assert pool.map(lambda x: here.append(x) or -x, range(4), chunksize=1) == [0, -1, -2, -3]
+                assert sorted(here) == [0, 1, 2, 3]
+                assert list(pool.imap(abs, [-1])) == [pool.apply(abs, (-1,))] == [1]
+                assert isinstance(pool, ThreadPool) and not isinstance(pool, Pool)
+        """,
+    )
+
+
+def test_the_cause_of_a_workers_error_is_what_programs_look_for(tmp_path) -> None:
+    run(
+        tmp_path,
+        """
+        import procession
+        procession.install()
+        import multiprocessing
+        from multiprocessing.pool import RemoteTraceback
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            try:
+                pool.apply(divmod, (1, 0))
+            except ZeroDivisionError as error:
+                assert isinstance(error.__cause__, RemoteTraceback)
+                assert "divmod" in error.__cause__.tb or "ZeroDivisionError" in error.__cause__.tb
+            else:
+                raise AssertionError
+        """,
+    )

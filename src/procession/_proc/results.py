@@ -33,6 +33,8 @@ __all__ = ["Mailbox", "Outcome", "pack_error", "unpack_error"]
 # then at a rate that costs nothing (20 looks of 2 us a second).
 _FIRST_LOOK_S = 0.001
 _LONGEST_LOOK_S = 0.05
+# Two texts of so many bytes always fit, for a message of up to 1 KiB needs no memory of its own.
+_SHORT = 300
 
 
 class Outcome:
@@ -102,9 +104,13 @@ class Mailbox:
         try:
             self._queue.put(message)
         except Exception as error:
-            # Most likely no room for the value; there is for a line of text. If not, the parent learns of the exit.
+            # Most likely no room for the value; there is always room for a short text.
+            if message[0] == "error":
+                name, text = message[2], f"{_shortened(message[3])} (its traceback did not fit into the arena)"
+            else:
+                name, text = type_name(error), f"the result does not fit into the arena: {_shortened(str(error))}"
             with contextlib.suppress(Exception):
-                self._queue.put(_pack_failure("the result does not fit into the arena", error))
+                self._queue.put(("error", None, _shortened(name), text, ""))
 
     # -- the parent's side
 
@@ -152,6 +158,10 @@ class Mailbox:
 
 def _timed_out(name: str, timeout: float | None) -> _TimeoutError:
     return _TimeoutError(f"{name} is still running after {timeout:g} s" if timeout is not None else name)
+
+
+def _shortened(text: str) -> str:
+    return text.encode(errors="replace")[:_SHORT].decode(errors="ignore")
 
 
 def _exit_status(error: SystemExit) -> int:

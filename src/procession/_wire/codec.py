@@ -136,7 +136,11 @@ def _by_value_pickler() -> Any:
 
     class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
         # The registry itself and not a copy: torch and others register while the program runs.
-        dispatch_table: ClassVar[Any] = ChainMap(ForkingPickler._extra_reducers, cloudpickle.Pickler.dispatch_table)
+        dispatch_table: ClassVar[Any] = ChainMap(
+            ForkingPickler._extra_reducers,
+            dict.fromkeys((io.TextIOWrapper, memoryview), _refuse),
+            cloudpickle.Pickler.dispatch_table,
+        )
 
         def __init__(self, file: io.BytesIO, main_by_value: bool) -> None:
             super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
@@ -150,6 +154,11 @@ def _by_value_pickler() -> Any:
             return super().reducer_override(obj)
 
     return ByValuePickler
+
+
+def _refuse(obj: object) -> Any:
+    """Stand in for cloudpickle's reducers that send a copy of another type: a file's text, a buffer's bytes."""
+    raise TypeError(f"cannot pickle {type(obj).__name__!r} object")
 
 
 def is_found_by_name(obj: Any) -> bool:
