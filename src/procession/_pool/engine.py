@@ -41,7 +41,6 @@ from functools import partial
 from multiprocessing import util
 from queue import Empty
 
-from procession import _native
 from procession._errors import describe_exit
 from procession._pool import messages as m
 from procession._pool.errors import (
@@ -53,11 +52,12 @@ from procession._pool.errors import (
 )
 from procession._pool.functions import Registry
 from procession._pool.gate import Gate
-from procession._pool.insights import Insights, Ledger, SlowTask, WorkerInsights
+from procession._pool.insights import Insights, Ledger, SlowTask
 from procession._pool.launcher import Launcher
+from procession._pool.member import Member, Stop, Table
 from procession._pool.restart import RestartBudget
 from procession._pool.results import HOLD_S
-from procession._pool.state import Scheduler, Unit, Worker
+from procession._pool.state import Unit, Worker
 from procession._pool.worker import FLUSH_NS, Orders, resident_bytes
 from procession._proc.results import unpack_error
 from procession._wire import codec
@@ -131,46 +131,6 @@ class Options:
             setattr(self, name, value)
 
 
-class _Stop:
-    """A unit that is being broken off: SIGINT, after a grace SIGTERM, after another SIGKILL."""
-
-    __slots__ = ("due", "error", "seq", "step")
-
-    def __init__(self, seq: int, error: BaseException | None, due: float) -> None:
-        self.seq = seq
-        self.error = error
-        self.step = 0
-        self.due = due
-
-
-class Member:
-    """A worker as the parent knows it: its process, its inbox, and what it has done so far."""
-
-    def __init__(self, wid: int, worker: Worker, now: float) -> None:
-        self.wid = wid
-        self.worker = worker
-        self.inbox: Queue[Any] = Queue()
-        self.cells = _native.Cells(m.CELLS)
-        self.process: Any = None
-        self.watch = -1
-        self.owns_watch = False
-        # Functions it knows, and those of them that nobody will call again.
-        self.defined: set[int] = set()
-        self.forgotten: deque[int] = deque()
-        self.stop: _Stop | None = None
-        self.leaving = False
-        self.error: BaseException | None = None
-        self.started = now
-        self.ready: float | None = None
-        # The last unit it had when it was asked where it is.
-        self.asked = 0
-
-    def close(self) -> None:
-        if self.owns_watch and self.watch >= 0:
-            os.close(self.watch)
-        self.watch = -1
-
-
 class Engine:
     """A pool of workers that do jobs.
 
@@ -191,10 +151,8 @@ class Engine:
         self.functions = Registry(orders.main_by_value)
         self.state = RUN
         self.broken: BaseException | None = None
-        self.members: dict[int, Member] = {}
-        self._scheduler = Scheduler()
-        self._scheduler.expected = size
-        self._lock = threading.Lock()
+        table = Table(size)
+        self.members, self._scheduler, self._lock = table.members, table.scheduler, table.lock
         self._sending = threading.RLock()
         self._jobs: set[Job] = set()
         self._streams: set[Stream] = set()
@@ -521,7 +479,7 @@ class Engine:
                 if unit.worker is not None and unit.seq in self._scheduler.inflight:
                     member = self.members.get(unit.worker.wid)
                     if member is not None and member.stop is None:
-                        member.stop = _Stop(unit.seq, None, now)
+                        member.stop = Stop(unit.seq, None, now)
         self._pump()
         self.nudge()
 
@@ -617,30 +575,9 @@ class Engine:
         """Return what the workers have done with their time."""
         now = time.monotonic()
         with self._lock:
-            rows = [self._told(member, now) for member in self.members.values()]
+            rows = [member.insights(now) for member in self.members.values()]
         slowest = [SlowTask(spent * 1e-9, call) for spent, _, call in list(self._slowest)]
         return self._ledger.insights(rows, slowest, now)
-
-    @staticmethod
-    def _told(member: Member, now: float, end: str | None = None) -> WorkerInsights:
-        """Tell about a worker; `end` is how it ended."""
-        worker = member.worker
-        items, working = worker.items, worker.busy_ns * 1e-9
-        state = "leaving" if member.leaving else "starting" if member.ready is None else "waiting"
-        if worker.units and member.ready is not None:
-            # What is in its hands has not been counted yet.
-            items += worker.units[0].offset
-            working += max(0.0, now - max(worker.since, member.ready))
-            state = "working" if state == "waiting" else state
-        return WorkerInsights.measured(
-            member.process.name,
-            member.process.pid,
-            end or state,
-            items,
-            lived=now - member.started,
-            starting=None if member.ready is None else member.ready - member.started,
-            working=working,
-        )
 
     # -- giving work out
 
@@ -843,14 +780,14 @@ class Engine:
                 units = member.worker.units
                 if member.stop is None and units and units[0].job.settled:
                     # Nobody wants it any more, but it had been taken before it could be taken back.
-                    member.stop = _Stop(units[0].seq, None, now)
+                    member.stop = Stop(units[0].seq, None, now)
                 elif member.stop is None and units and member.ready is not None:
                     limit = units[0].job.timeout
                     if limit is not None:
                         left = member.worker.since + limit - now
                         if left <= 0:
-                            text = self._text(units[0], member)
-                            member.stop = _Stop(units[0].seq, TaskTimeoutError(text, limit), now)
+                            text = member.call_text(units[0])
+                            member.stop = Stop(units[0].seq, TaskTimeoutError(text, limit), now)
                         else:
                             wait = min(wait, max(left, 0.001))
             unbalanced = self._scheduler.unbalanced
@@ -932,10 +869,8 @@ class Engine:
             used = resident_bytes(member.process.pid)
             if used > limit:
                 unit = member.worker.units[0]
-                error = WorkerMemoryError(
-                    self._text(unit, member), member.process.name, member.process.pid, limit, used
-                )
-                member.stop = _Stop(unit.seq, error, now + 3600)
+                error = WorkerMemoryError(member.call_text(unit), member.process.name, member.process.pid, limit, used)
+                member.stop = Stop(unit.seq, error, now + 3600)
                 member.stop.step = 3
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(member.process.pid, signal.SIGKILL)
@@ -1007,7 +942,7 @@ class Engine:
             if member.ready is None:
                 what = f"starting for {now - member.started:.0f} s"
             else:
-                what = "waiting" if unit is None else f"{self._text(unit, member)} for {seconds:.0f} s"
+                what = "waiting" if unit is None else f"{member.call_text(unit)} for {seconds:.0f} s"
             parts.append(f"{member.process.name} (pid {member.process.pid}): {what}")
         if len(doing) > len(parts):
             parts.append(f"and {len(doing) - len(parts)} more workers")
@@ -1017,17 +952,6 @@ class Engine:
             tasks = "no worker takes one" if waiting else "the input has given nothing to do"
         text = f"no task has finished for {now - self._last_answer:.0f} s, {tasks}. {'; '.join(parts)}"
         return " ".join(text.split())
-
-    @staticmethod
-    def _text(unit: Unit, member: Member) -> str:
-        """Describe the call that a worker is at."""
-        try:
-            if unit.single:
-                return str(unit.job.call_text(unit))
-            index = member.cells[m.INDEX_CELL] if member.cells[m.SEQ_CELL] == unit.seq else unit.offset
-            return str(unit.job.call_text(unit.part(index, index + 1)))
-        except Exception:
-            return f"{unit.job.function.name}(...)"
 
     # -- what comes in
 
@@ -1133,18 +1057,11 @@ class Engine:
     def _remember(self, spent: int, unit: Unit) -> None:
         if spent < _SLOW_NS or (len(self._slowest) == _SLOWEST and spent <= self._slowest[0][0]):
             return
-        entry = (spent, unit.seq, self._described(unit))
+        entry = (spent, unit.seq, unit.call_text())
         if len(self._slowest) < _SLOWEST:
             heapq.heappush(self._slowest, entry)
         else:
             heapq.heappushpop(self._slowest, entry)
-
-    @staticmethod
-    def _described(unit: Unit) -> str:
-        try:
-            return str(unit.job.call_text(unit))
-        except Exception:
-            return str(unit.job.function.name)
 
     def _failed(self, unit: Unit, message: tuple[Any, ...]) -> None:
         wid, seq, packed = message[1], message[2], message[3]
@@ -1316,7 +1233,7 @@ class Engine:
             index = cells[m.INDEX_CELL] if cells[m.RUNNING_CELL] == cells[m.SEQ_CELL] else None
             running = (cells[m.SEQ_CELL], index)
             with self._lock:
-                self._ledger.left(self._told(member, now, describe_exit(code) if code else "ended"))
+                self._ledger.left(member.insights(now, describe_exit(code) if code else "ended"))
                 self.members.pop(member.wid, None)
                 self._watched.pop(member.watch, None)
                 loss = self._scheduler.worker_left(member.wid, undelivered, running)
@@ -1373,9 +1290,7 @@ class Engine:
             kills = _oom_kills()
             before, self._oom_kills = self._oom_kills, kills
             oom = code == -signal.SIGKILL and before is not None and kills > before
-            error = WorkerDiedError(
-                self._described(unit), member.process.name, member.process.pid, code, oom, unit.deaths
-            )
+            error = WorkerDiedError(unit.call_text(), member.process.name, member.process.pid, code, oom, unit.deaths)
         job.put_error(unit.first, error)
 
     # -- the end
@@ -1426,7 +1341,7 @@ class Engine:
         for member in members:
             member.close()
             with self._lock:
-                self._ledger.left(self._told(member, now, "ended"))
+                self._ledger.left(member.insights(now, "ended"))
                 self.members.pop(member.wid, None)
 
     def _close(self) -> None:
