@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import _thread
 import contextlib
-import heapq
 import itertools
 import math
 import os
@@ -52,7 +51,7 @@ from procession._pool.errors import (
 )
 from procession._pool.functions import Registry
 from procession._pool.gate import Gate
-from procession._pool.insights import Insights, Ledger, SlowTask
+from procession._pool.insights import SLOW_NS, Insights, Ledger, Slowest
 from procession._pool.launcher import Launcher
 from procession._pool.member import Member, Stop, Table
 from procession._pool.restart import RestartBudget
@@ -99,9 +98,6 @@ _STALL_S = 30.0
 _STALL_LOOK_S = 1.0
 # So many workers are described in the one line that is said then.
 _STALL_WORKERS = 8
-# Insights name this many tasks, none of them shorter than this.
-_SLOWEST = 5
-_SLOW_NS = 1_000_000
 _TERMINATE_GRACE_S = 2.0
 _REAPED_ELSEWHERE = 100
 
@@ -172,7 +168,7 @@ class Engine:
         self._budget = RestartBudget(
             max(4, 2 * size) if options.max_restarts is None else options.max_restarts, options.restart_period
         )
-        self._slowest: list[tuple[int, int, str]] = []
+        self._slowest = Slowest()
         now = time.monotonic()
         self._begun = self._last_answer = self._last_look = self._memory_looked = self._idle_since = now
         # When the workers are started that nobody is waiting for.
@@ -576,8 +572,7 @@ class Engine:
         now = time.monotonic()
         with self._lock:
             rows = [member.insights(now) for member in self.members.values()]
-        slowest = [SlowTask(spent * 1e-9, call) for spent, _, call in list(self._slowest)]
-        return self._ledger.insights(rows, slowest, now)
+        return self._ledger.insights(rows, self._slowest.tasks(), now)
 
     # -- giving work out
 
@@ -1018,9 +1013,9 @@ class Engine:
                     spent += ns
                     longest = max(longest, ns)
                     at += 1
-                if longest >= _SLOW_NS:
+                if longest >= SLOW_NS:
                     for unit, message in outcomes[at - len(values) : at]:
-                        self._remember(message[4], unit)
+                        self._slowest.remember(message[4], unit)
                 self._guarded(job.put_each, values)
             else:
                 at += 1
@@ -1033,7 +1028,7 @@ class Engine:
                 else:
                     self._guarded(self._deliver_part, unit, message)
                     continue
-                self._remember(spent, unit)
+                self._slowest.remember(spent, unit)
             seconds = spent * 1e-9
             job.function.observe(seconds / len(values))
             job.observe(len(values), seconds)
@@ -1053,15 +1048,6 @@ class Engine:
             unit.job.put_value(unit.first, value)
         else:
             unit.job.put_error(unit.first, error)
-
-    def _remember(self, spent: int, unit: Unit) -> None:
-        if spent < _SLOW_NS or (len(self._slowest) == _SLOWEST and spent <= self._slowest[0][0]):
-            return
-        entry = (spent, unit.seq, unit.call_text())
-        if len(self._slowest) < _SLOWEST:
-            heapq.heappush(self._slowest, entry)
-        else:
-            heapq.heappushpop(self._slowest, entry)
 
     def _failed(self, unit: Unit, message: tuple[Any, ...]) -> None:
         wid, seq, packed = message[1], message[2], message[3]
@@ -1094,9 +1080,9 @@ class Engine:
             job.observe(len(values), spent * 1e-9)
             # Only its last item can have been long: a part ends when it has taken that much.
             longest = spent if len(values) == 1 else spent - FLUSH_NS
-            if longest >= _SLOW_NS:
+            if longest >= SLOW_NS:
                 at = start + len(values) - 1
-                self._remember(longest, unit.part(at, at + 1))
+                self._slowest.remember(longest, unit.part(at, at + 1))
         if errors is None:
             job.put_values(unit.first + start, values)
             return
