@@ -27,7 +27,6 @@ from __future__ import annotations
 import _thread
 import contextlib
 import itertools
-import math
 import os
 import select
 import signal
@@ -52,6 +51,7 @@ from procession._pool.errors import (
 from procession._pool.functions import Registry
 from procession._pool.gate import Gate
 from procession._pool.insights import SLOW_NS, Insights, Ledger, Slowest
+from procession._pool.jobs import CLOSE, RUN, TERMINATE, Jobs
 from procession._pool.launcher import Launcher
 from procession._pool.member import Member, Stop, Table
 from procession._pool.restart import RestartBudget
@@ -70,9 +70,7 @@ if TYPE_CHECKING:
     from procession._pool.functions import Function
     from procession._pool.results import AsyncResult, Job, Stream
 
-__all__ = ["CLOSE", "RUN", "TERMINATE", "Engine", "Options"]
-
-RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
+__all__ = ["Engine", "Options"]
 
 # How many answers are taken at once: enough to make the taking cheap, few enough that workers are not kept waiting.
 _BATCH = 256
@@ -145,13 +143,10 @@ class Engine:
         self.options = options
         self.most_items = orders.most_items or sys.maxsize
         self.functions = Registry(orders.main_by_value)
-        self.state = RUN
-        self.broken: BaseException | None = None
         table = Table(size)
         self.members, self._scheduler, self._lock = table.members, table.scheduler, table.lock
         self._sending = threading.RLock()
-        self._jobs: set[Job] = set()
-        self._streams: set[Stream] = set()
+        self._jobs = Jobs(table.lock)
         self._done: Queue[Any] = Queue()
         self._wids = itertools.count(1)
         # The call whose caller is the collector now.
@@ -162,7 +157,6 @@ class Engine:
         self._parked = self._sleeping = False
         self._calling_back: list[None] = []  # one for each callback that is running
         self._audited = 0.0
-        self._forked = False
         self._asleep = False
         self._failures: dict[int, Exception] = {}
         self._budget = RestartBudget(
@@ -175,7 +169,6 @@ class Engine:
         self._warm_at = now + _LONGEST_WARM_UP_S
         self._stall_said = self._was_busy = False
         self._joining = 0
-        self._forsaken: deque[Stream] = deque()
         self._ledger = Ledger(now)
         self._shown: set[Any] = set()
         self._bell_fd = -1
@@ -189,7 +182,7 @@ class Engine:
         first: list[Member] = []
         # All that can be made before the forks is: after one, each page that is written to must first be copied.
         self._thread = threading.Thread(target=self._run, name="procession-pool", daemon=True)
-        _engines.add(self)
+        _alive.add(self._jobs)
         try:
             # The others are started by the collector: once there is work for them, or after a moment anyway.
             self._complete = size == 1 or self._launcher.method not in ("fork", "spawn", "forkserver")
@@ -199,7 +192,7 @@ class Engine:
                 self._admit(member)
             self._thread.start()
         except BaseException:
-            self.state = TERMINATE
+            self._jobs.state = TERMINATE
             for member in first:
                 if member.process is not None:
                     member.process.terminate()
@@ -212,32 +205,42 @@ class Engine:
     # -- for callers
 
     def check(self) -> None:
-        """Raise what stands in the way of a new job.
+        """Raise what stands in the way of a new job; see `Jobs.check`."""
+        self._jobs.check()
 
-        Raises:
-            ValueError: The pool is closed or terminated.
-            PoolBrokenError: It has given up.
-            RuntimeError: This process is a fork of the pool's owner.
-        """
-        if self._forked:
-            raise RuntimeError(
-                "this pool was made before this process was forked, and belongs to the parent. "
-                "Make a pool of its own in the child."
-            )
-        if self.broken is not None:
-            raise self.broken.with_traceback(None)
-        if self.state != RUN:
-            raise ValueError("Pool not running")
+    @property
+    def state(self) -> str:
+        """RUN, CLOSE or TERMINATE."""
+        return self._jobs.state
+
+    @state.setter
+    def state(self, state: str) -> None:
+        self._jobs.state = state
+
+    @property
+    def broken(self) -> BaseException | None:
+        """Why it has given up."""
+        return self._jobs.broken
+
+    @property
+    def forked(self) -> bool:
+        """This process is a fork of its owner."""
+        return self._jobs.forked
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs without a result."""
+        return list(self._jobs.open)
 
     def submit(self, job: Job) -> None:
         """Have a job done; returns at once."""
-        self.check()
+        self._jobs.check()
         job.engine = self
         if job.progress is not None:
             self._shown.add(job.progress)
         with self._lock:
-            self.check()  # again: it may have ended meanwhile, and have told those whom it knew
-            self._jobs.add(job)
+            self._jobs.check()  # again: it may have ended meanwhile, and have told those whom it knew
+            self._jobs.open.add(job)
             self._requests.append(partial(self._accept, job))
         self._wake_up()
 
@@ -250,15 +253,15 @@ class Engine:
 
     def submit_stream(self, stream: Stream) -> None:
         """Have a stream's input read and its items done."""
-        self.check()
+        self._jobs.check()
         stream.engine = self
         if stream.progress is not None:
             self._shown.add(stream.progress)
         feeder = threading.Thread(target=stream.feed, name="procession-input", daemon=True)
         with self._lock:
-            self.check()
-            self._jobs.add(stream)
-            self._streams.add(stream)
+            self._jobs.check()
+            self._jobs.open.add(stream)
+            self._jobs.streams.add(stream)
             self._requests.append(feeder.start)
         # Its input may give nothing for long, which is seen by who looks around.
         self._wake_up()
@@ -267,8 +270,8 @@ class Engine:
         """A stream has something to give out, or its input is at its end; said by its feeder."""
         with self._lock:
             if job.input_ended:
-                self._streams.discard(job)
-            if self.state == TERMINATE or self.broken is not None or job.settled:
+                self._jobs.streams.discard(job)
+            if self._jobs.ended or job.settled:
                 return
             self._scheduler.add_source(job)
         if self._asleep:
@@ -327,7 +330,7 @@ class Engine:
 
     def call(self, job: AsyncResult) -> Any:
         """Have a call done and return its result; the fast way, if nobody else is waiting for anything."""
-        self.check()
+        self._jobs.check()
         self._check_can_wait()
         job.engine = self
         clean = False
@@ -345,7 +348,7 @@ class Engine:
                 self._leader = None
             if not clean:
                 self._requests.append(partial(self._forget, job))
-            if self._requests or self._taken or self._jobs or self.state != RUN:
+            if self._requests or self._taken or self._jobs.open or self._jobs.state != RUN:
                 self.nudge()
         if not job.begun:
             self.submit(job)
@@ -360,7 +363,7 @@ class Engine:
     def _begin_alone(self, job: AsyncResult) -> None:
         """Give a call to an idle worker and make its caller the collector, if nothing else is going on."""
         with self._lock:
-            self.check()
+            self._jobs.check()
             if self._leader is not None or self._taken or self._requests or not self._scheduler.idle:
                 return
             worker = self._idle_worker()
@@ -368,7 +371,7 @@ class Engine:
             if worker is None or unit is None:
                 return
             self._leader = job
-            self._jobs.add(job)
+            self._jobs.open.add(job)
             self._last_answer = self._idle_since = now = time.monotonic()
             self._scheduler.assign_now(worker, unit, now)
         self._send(self.members[worker.wid], [unit])
@@ -382,7 +385,7 @@ class Engine:
                 taken.extend(map(take, (True,), (_LONGEST_SLEEP_S,)))
                 message = taken[0]
             except (Empty, IndexError):
-                if self.state == TERMINATE or self.broken is not None:
+                if self._jobs.ended:
                     return
                 if not job.waited_for:
                     # A long one: from now on the collector looks around as well.
@@ -412,9 +415,9 @@ class Engine:
     def _audit(self, now: float, patience: float) -> None:
         """Ask the workers of which nothing has been heard for so long where they are; forget what has its result."""
         self._audited = now
-        for job in list(self._jobs):
+        for job in list(self._jobs.open):
             if job.settled:
-                self._jobs.discard(job)
+                self._jobs.open.discard(job)
         with self._sending, contextlib.suppress(MemoryError):  # what had been given out has been sent, or is lost
             for member in list(self.members.values()):
                 units = member.worker.units
@@ -455,13 +458,12 @@ class Engine:
 
     def drop(self, job: Job) -> None:
         """Nobody wants the results of a job any more."""
-        if not self._forked:
+        if not self._jobs.forked:
             self._have_done(partial(self._drop, job))
 
     def _drop(self, job: Job) -> None:
         with self._lock:
             self._jobs.discard(job)
-            self._streams.discard(job)
             units = self._scheduler.withdraw(job)
             holders = {unit.worker.wid for unit in units if unit.worker is not None}
         if not holders:
@@ -481,13 +483,13 @@ class Engine:
 
     def forsake(self, stream: Stream) -> None:
         """The iterator over a stream is gone. The garbage collector says so, at any place: no lock can be taken here."""
-        if not self._forked:
-            self._forsaken.append(stream)
+        if not self._jobs.forked:
+            self._jobs.forsake(stream)
             self.nudge()
 
     def settled(self, job: Job) -> None:
         """A job has its result."""
-        self._jobs.discard(job)
+        self._jobs.open.discard(job)
         if job is self._leader and threading.get_ident() == self._thread.ident:
             # The collector had been waiting for answers when its caller began to, and got this one.
             self._done.put((m.NUDGE,))
@@ -500,7 +502,7 @@ class Engine:
 
     def resize(self, size: int) -> None:
         """Have `size` workers from now on: more are started, those too many leave after what they have in hand."""
-        self.check()
+        self._jobs.check()
         if size < 1:
             raise ValueError("Number of processes must be at least 1")
         self.size = self._scheduler.expected = size
@@ -509,39 +511,38 @@ class Engine:
 
     def _needed(self) -> int:
         """Return how many workers there must be."""
-        return min(self.size, max(1, len(self._jobs))) if self.options.on_demand else self.size
+        return min(self.size, max(1, len(self._jobs.open))) if self.options.on_demand else self.size
 
     def processes(self) -> list[Any]:
         """Return the workers' processes; waits until all that are needed have been started."""
         self._complete = True
         self.nudge()
         here = threading.current_thread() is self._thread
-        while not here and self.alive and not self._asleep and len(self.members) < self._needed() and self.state == RUN:
+        while (
+            not here
+            and self.alive
+            and not self._asleep
+            and len(self.members) < self._needed()
+            and self._jobs.state == RUN
+        ):
             time.sleep(0.0005)
         return [member.process for member in list(self.members.values())]
 
     def close(self) -> None:
         """Take no more jobs; the workers leave when all is done."""
-        if self.state == RUN:
-            self.state = CLOSE
+        if self._jobs.state == RUN:
+            self._jobs.state = CLOSE
             self.nudge()
 
     def release_streams(self, all_of_them: bool) -> None:
-        """Nobody will consume while the pool is joined: let streams run to their end, or end those that may have none."""
-        with self._lock:
-            streams = list(self._streams)
-        for stream in streams:
-            if stream.sized or all_of_them:
-                stream.unlimited = True
-                stream.make_room()
-            else:
-                stream.abandon(TaskCancelledError("the pool was left before all of the stream was consumed"))
+        """Nobody will consume while the pool is joined; see `Jobs.release_streams`."""
+        self._jobs.release_streams(all_of_them)
 
     def terminate(self) -> None:
         """Drop all jobs and end the workers; returns when they have ended, unless called by a callback."""
-        if self._forked:
+        if self._jobs.forked:
             return
-        self.state = TERMINATE
+        self._jobs.state = TERMINATE
         self.nudge()
         self.join()
 
@@ -564,7 +565,7 @@ class Engine:
     @staticmethod
     def _at_exit(reference: weakref.ref[Engine]) -> None:
         engine = reference()
-        if engine is not None and not engine._forked:
+        if engine is not None and not engine.forked:
             engine.terminate()
 
     def insights(self) -> Insights:
@@ -578,7 +579,7 @@ class Engine:
 
     def _pump(self) -> None:
         """Give units to the workers that have room."""
-        if self.state == TERMINATE or self.broken is not None:
+        if self._jobs.ended:
             return
         with self._sending:
             with self._lock:
@@ -686,10 +687,10 @@ class Engine:
         except BaseException as error:
             # A fault of ours: whoever waits must hear of it.
             sys.excepthook(type(error), error, error.__traceback__)
-            self._break(PoolBrokenError(f"the pool's own thread failed: {error!r}"))
+            self._jobs.give_up(PoolBrokenError(f"the pool's own thread failed: {error!r}"))
         finally:
             try:
-                self._abandon_all(TaskCancelledError("the pool was terminated"))
+                self._jobs.abandon_all(TaskCancelledError("the pool was terminated"))
                 self._end_workers()
             finally:
                 self._close()
@@ -711,13 +712,13 @@ class Engine:
             if messages:
                 self._process(messages)
         now = time.monotonic()
-        if messages and now - self._last_look < (HOLD_S if self._streams else _LOOK_S):
+        if messages and now - self._last_look < (HOLD_S if self._jobs.streams else _LOOK_S):
             return True
         self._last_look = now
-        if self.state == TERMINATE or self.broken is not None:
+        if self._jobs.ended:
             return False
         timeout = self._on_time(now)
-        if self.state == CLOSE and self._may_leave():
+        if self._jobs.state == CLOSE and self._may_leave():
             return False
         self._watch(0.0 if messages else timeout, active)
         return True
@@ -761,14 +762,7 @@ class Engine:
 
     def _on_time(self, now: float) -> float:
         """Do what is due; return how long nothing will be."""
-        while self._forsaken:
-            self._forsaken.popleft().close()
-        held = math.inf
-        for stream in list(self._streams):
-            if stream.iterator is not None and stream.iterator() is None:
-                stream.close()  # broken off before it could be given to anybody, or as it said good-bye
-            held = min(held, stream.held_until(now))
-        wait = min(held, self.options.stall_report or 3600.0)
+        wait = min(self._jobs.tick(now), self.options.stall_report or 3600.0)
         with self._lock:
             members = list(self.members.values())
             for member in members:
@@ -787,7 +781,6 @@ class Engine:
                             wait = min(wait, max(left, 0.001))
             unbalanced = self._scheduler.unbalanced
             stalled = self._scheduler.stalled(now, _PATIENCE_S) if unbalanced else None
-            waiting = self._scheduler.waiting
             busy = not self._scheduler.idle
         if busy and self._leader is None and now - self._audited >= _AUDIT_S:
             self._audit(now, _AUDIT_S)
@@ -812,7 +805,7 @@ class Engine:
             if shown.closed:
                 self._shown.discard(shown)
         if self.options.stall_report is not None:
-            busy = busy or waiting or bool(self._streams)
+            busy = busy or bool(self._jobs.streams)
             if busy and not self._was_busy:
                 self._last_answer = now  # there was nothing to answer
             self._was_busy = busy
@@ -872,7 +865,7 @@ class Engine:
 
     def _adjust(self, now: float, busy: bool) -> None:
         """Start and stop workers until there are as many as there should be."""
-        if self.state != RUN and not busy:
+        if self._jobs.state != RUN and not busy:
             return
         if busy:
             self._idle_since = now
@@ -887,13 +880,13 @@ class Engine:
         wanted = 0 if self._asleep else self._needed() if self._complete else 1
         if self.options.on_demand and not self._asleep:
             wanted = max(wanted, len(staying))
-        while len(staying) < wanted and self.broken is None:
+        while len(staying) < wanted and self._jobs.broken is None:
             try:
                 staying.append(self._start_worker())
             except Exception as error:
                 broken = PoolBrokenError(f"no worker could be started: {error}")
                 broken.__cause__ = error
-                self._break(broken)
+                self._jobs.give_up(broken)
                 return
         for member in sorted(staying, key=lambda member: len(member.worker.units))[: max(0, len(staying) - wanted)]:
             self._dismiss(member)
@@ -915,7 +908,7 @@ class Engine:
             return left
         if self._stall_said:
             return 3600.0
-        if self._joining or any(job.waited_for for job in list(self._jobs)):
+        if self._joining or any(job.waited_for for job in list(self._jobs.open)):
             self._stall_said = True
             # There may be no stderr, or a closed one.
             with contextlib.suppress(Exception):
@@ -1234,13 +1227,13 @@ class Engine:
         if member.error is not None:
             broken = PoolBrokenError(f"the initializer raised {type(member.error).__name__}: {member.error}")
             broken.__cause__ = member.error
-            self._break(broken)
+            self._jobs.give_up(broken)
             return
         # A death that costs a task, or one in the midst of many, ends with the tasks; only the others could go on for ever.
         futile = member.ready is None or not (loss.in_hand or member.worker.items)
         if (futile or self.options.max_restarts is not None) and not self._budget.spend(now):
             when = "before it was ready" if member.ready is None else "while it ran a task" if loss.in_hand else "idle"
-            self._break(
+            self._jobs.give_up(
                 PoolBrokenError(
                     f"more than {self._budget.intensity} workers died within {self._budget.period:g} s. The last, "
                     f"{process.name} (pid {process.pid}), ended with exit code {code} {when}. "
@@ -1284,7 +1277,13 @@ class Engine:
     def _may_leave(self) -> bool:
         """After close(): all is done; the workers have been told to leave, and have left."""
         with self._lock:
-            if self._requests or self._taken or self._leader is not None or self._streams or not self._scheduler.idle:
+            if (
+                self._requests
+                or self._taken
+                or self._leader is not None
+                or self._jobs.streams
+                or not self._scheduler.idle
+            ):
                 return False
             members = list(self.members.values())
         if members:
@@ -1296,19 +1295,6 @@ class Engine:
                     # Still importing, for nothing.
                     member.process.terminate()
         return not members
-
-    def _break(self, error: PoolBrokenError) -> None:
-        """Give up: every job gets `error`, and so does whoever asks for another."""
-        self.broken = error
-        self._abandon_all(error)
-
-    def _abandon_all(self, error: BaseException) -> None:
-        with self._lock:
-            jobs = list(self._jobs)
-        for job in jobs:
-            job.abandon(self.broken or error)
-        self._jobs.clear()
-        self._streams.clear()
 
     def _end_workers(self) -> None:
         """SIGTERM, and after a grace SIGKILL."""
@@ -1340,12 +1326,12 @@ class Engine:
         self._watched.clear()
 
 
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_alive: weakref.WeakSet[Jobs] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    for engine in list(_engines):
-        engine._forked = True
+    for jobs in list(_alive):
+        jobs.forked = True
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -21,9 +21,10 @@ from functools import partial
 from multiprocessing import util
 
 from procession._pool import messages as m
-from procession._pool.engine import RUN, TERMINATE, Engine
+from procession._pool.engine import Engine
 from procession._pool.errors import PoolBrokenError, TaskCancelledError, UnpicklingFailedError
 from procession._pool.gate import Gate
+from procession._pool.jobs import RUN, TERMINATE
 from procession._pool.pool import orders_and_options
 from procession._pool.results import Job, describe_call
 from procession._pool.state import Unit
@@ -431,7 +432,7 @@ class ProcessPoolExecutor(_Base):
         if cancel_futures:
             # What was submitted before has been given to whoever was free, as it is in the standard library.
             engine._have_done(engine._pump)
-            for job in list(engine._jobs):
+            for job in engine.jobs:
                 job.cancel_waiting()
             engine.nudge()
         if wait:
@@ -455,7 +456,7 @@ class ProcessPoolExecutor(_Base):
         engine = self._close()
         if engine is None:
             return
-        for job in list(engine._jobs):
+        for job in engine.jobs:
             job.cancel_waiting()
         # From here on a death is none that is made good.
         engine.state = TERMINATE
@@ -539,7 +540,7 @@ def _finish_at_exit(engine: Engine) -> None:
 def _finish() -> None:
     global _finalizer_of
     _finalizer_of = 0
-    engines = [engine for engine in _open if not engine._forked]
+    engines = [engine for engine in _open if not engine.forked]
     for engine in engines:
         engine.close()
     for engine in engines:
