@@ -41,6 +41,7 @@ from queue import Empty
 
 from procession._errors import describe_exit
 from procession._pool import messages as m
+from procession._pool.dispatch import Dispatcher
 from procession._pool.errors import (
     PoolBrokenError,
     TaskCancelledError,
@@ -67,7 +68,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from procession._pool.functions import Function
     from procession._pool.results import AsyncResult, Job, Stream
 
 __all__ = ["Engine", "Options"]
@@ -82,10 +82,6 @@ _FIRST_LOOK_MS = 2
 _LONGEST_SLEEP_S = 0.25
 # So often the collector looks at descriptors while answers keep coming.
 _LOOK_S = 0.02
-# So long nothing may be heard of a worker that has something before it is asked where it is.
-_AUDIT_S = 0.25
-# An idle worker takes over from one that is this long at its task.
-_PATIENCE_S = 0.001
 _MEMORY_LOOK_S = 0.1
 # A pool that has one task and ends this long after its first worker was ready has started no other: two interpreters that
 # boot at once on few cores would have made the first result late. If the first takes long to be ready, they are not waited for.
@@ -101,9 +97,6 @@ _REAPED_ELSEWHERE = 100
 
 # What a call raises when it is broken off: by SIGINT, or by what the user's handler of SIGTERM does.
 _BROKEN_OFF = ("KeyboardInterrupt", "SystemExit")
-
-# Messages of the parent to itself, beside DIED and NUDGE.
-_UNSENT, _SPLIT = 100, 101
 
 
 class Options:
@@ -145,9 +138,9 @@ class Engine:
         self.functions = Registry(orders.main_by_value)
         table = Table(size)
         self.members, self._scheduler, self._lock = table.members, table.scheduler, table.lock
-        self._sending = threading.RLock()
         self._jobs = Jobs(table.lock)
         self._done: Queue[Any] = Queue()
+        self._dispatcher = Dispatcher(table, self._jobs, self._done, orders.main_by_value)
         self._wids = itertools.count(1)
         # The call whose caller is the collector now.
         self._leader: AsyncResult | None = None
@@ -156,9 +149,7 @@ class Engine:
         self._requests: deque[Callable[[], object]] = deque()
         self._parked = self._sleeping = False
         self._calling_back: list[None] = []  # one for each callback that is running
-        self._audited = 0.0
         self._asleep = False
-        self._failures: dict[int, Exception] = {}
         self._budget = RestartBudget(
             max(4, 2 * size) if options.max_restarts is None else options.max_restarts, options.restart_period
         )
@@ -277,7 +268,7 @@ class Engine:
         if self._asleep:
             self._asleep = False
             self.nudge()
-        self._pump()
+        self._dispatcher.pump()
         if self._parked:
             self._parked = False
             self.nudge()
@@ -337,7 +328,7 @@ class Engine:
         try:
             # What has a deadline is the thread's to watch.
             if job.timeout is None and self.options.hard_memory is None:
-                with self._sending:
+                with self._dispatcher.sending:
                     self._begin_alone(job)
                 if self._leader is job:
                     self._lead(job)
@@ -358,7 +349,7 @@ class Engine:
         """The caller of a job has been broken off while it was the collector."""
         job.abandon(TaskCancelledError("its caller was interrupted"))
         self._drop(job)
-        self._audit(time.monotonic(), 0.0)
+        self._dispatcher.audit(time.monotonic(), 0.0)
 
     def _begin_alone(self, job: AsyncResult) -> None:
         """Give a call to an idle worker and make its caller the collector, if nothing else is going on."""
@@ -374,7 +365,7 @@ class Engine:
             self._jobs.open.add(job)
             self._last_answer = self._idle_since = now = time.monotonic()
             self._scheduler.assign_now(worker, unit, now)
-        self._send(self.members[worker.wid], [unit])
+        self._dispatcher.send(self.members[worker.wid], [unit])
 
     def _lead(self, job: AsyncResult) -> None:
         """Collect until `job` has its result, or a message comes that is not for it and so for the engine's thread."""
@@ -412,19 +403,6 @@ class Engine:
                 return member.worker
         return None
 
-    def _audit(self, now: float, patience: float) -> None:
-        """Ask the workers of which nothing has been heard for so long where they are; forget what has its result."""
-        self._audited = now
-        for job in list(self._jobs.open):
-            if job.settled:
-                self._jobs.open.discard(job)
-        with self._sending, contextlib.suppress(MemoryError):  # what had been given out has been sent, or is lost
-            for member in list(self.members.values()):
-                units = member.worker.units
-                if units and member.asked != units[-1].seq and now - member.worker.since >= patience:
-                    member.inbox.put((m.PING, units[-1].seq))
-                    member.asked = units[-1].seq
-
     def nudge(self) -> None:
         """Have the collector look around."""
         with contextlib.suppress(OSError, ValueError):
@@ -437,6 +415,10 @@ class Engine:
         if self._requests:
             self.nudge()
         return gate.wait(passed, timeout)
+
+    def pump(self) -> None:
+        """Have what was submitted given to the workers that have room; returns when it has been."""
+        self._have_done(self._dispatcher.pump)
 
     def _check_can_wait(self) -> None:
         if threading.current_thread() is self._thread:
@@ -451,6 +433,13 @@ class Engine:
             return False
         self._have_done(partial(self._cancel, job))
         return job.settled
+
+    def take_back(self, job: Job) -> bool:
+        """Take back a call that a worker has been given; False if it has begun with it."""
+        taken = self._dispatcher.take_back(job)
+        if taken:
+            self.nudge()
+        return taken
 
     def _cancel(self, job: Job) -> None:
         job.abandon(TaskCancelledError(f"{job.function.name}() was cancelled"))
@@ -470,7 +459,7 @@ class Engine:
             self.nudge()
             return
         for wid in holders:
-            self._recall(wid)
+            self._dispatcher.recall(wid)
         now = time.monotonic()
         with self._lock:
             for unit in units:
@@ -478,7 +467,7 @@ class Engine:
                     member = self.members.get(unit.worker.wid)
                     if member is not None and member.stop is None:
                         member.stop = Stop(unit.seq, None, now)
-        self._pump()
+        self._dispatcher.pump()
         self.nudge()
 
     def forsake(self, stream: Stream) -> None:
@@ -575,107 +564,6 @@ class Engine:
             rows = [member.insights(now) for member in self.members.values()]
         return self._ledger.insights(rows, self._slowest.tasks(), now)
 
-    # -- giving work out
-
-    def _pump(self) -> None:
-        """Give units to the workers that have room."""
-        if self._jobs.ended:
-            return
-        with self._sending:
-            with self._lock:
-                plan = self._scheduler.plan(time.monotonic())
-            for worker, units in plan:
-                self._send(self.members[worker.wid], units)
-
-    def _send(self, member: Member, units: list[Unit]) -> None:
-        """Put units into a worker's inbox; what goes wrong with one comes out of the queue of answers."""
-        out: list[tuple[Any, ...]] = []
-        while member.forgotten:
-            out.append((m.FORGET, member.forgotten.popleft()))
-        new: set[int] = set()
-        for unit in units:
-            function = unit.job.function
-            try:
-                if function.fid not in member.defined and function.fid not in new:
-                    out.append(function.message())
-                    new.add(function.fid)
-                if unit.single and unit.data is None and type(unit.items) in m.PLAIN:
-                    out.append((m.ITEM, unit.seq, function.fid, unit.first, unit.items))
-                else:
-                    out.append(self._message(unit))
-            except Exception as error:
-                self._unsent(member, unit, error)
-        try:
-            member.inbox.put_many(out)
-        except MemoryError:
-            self._send_one_by_one(member, out, new)
-        member.defined |= new
-
-    def _message(self, unit: Unit) -> tuple[Any, ...]:
-        fid = unit.job.function.fid
-        if not unit.single:
-            data = codec.encode_items(unit.items, main_by_value=self.functions.main_by_value)
-            return (m.CHUNK, unit.seq, fid, unit.first, data)
-        if unit.data is None:
-            if m.is_plain(unit.items):
-                return (m.ITEM, unit.seq, fid, unit.first, unit.items)
-            unit.data = codec.encode(unit.items, main_by_value=self.functions.main_by_value)
-        return (m.PICKLED, unit.seq, fid, unit.first, unit.data)
-
-    def _unsent(self, member: Member, unit: Unit, error: Exception) -> None:
-        if unit.count > 1:
-            self._done.put((_SPLIT, member.wid, unit.seq))
-            return
-        self._failures[unit.seq] = error
-        self._done.put((_UNSENT, member.wid, unit.seq))
-
-    def _send_one_by_one(self, member: Member, out: list[tuple[Any, ...]], new: set[int]) -> None:
-        """Shared memory is full: what has room goes, and the rest has its error."""
-        there = {message[1] for message in self._peek(member)}
-        for message in out:
-            kind, number = message[0], message[1]
-            if number in there:
-                continue
-            try:
-                member.inbox.put(message)
-            except MemoryError as error:
-                if kind == m.DEFINE:
-                    new.discard(number)
-                    continue
-                unit = self._scheduler.inflight.get(number)
-                if unit is not None:
-                    self._failures[number] = error
-                    self._done.put((_UNSENT, member.wid, number))
-
-    def _peek(self, member: Member) -> list[tuple[Any, ...]]:
-        """Return what lies in an inbox, by taking it and putting it back."""
-        found = self._drain(member)
-        if found:
-            member.inbox.put_many(found)
-        return found
-
-    @staticmethod
-    def _drain(member: Member) -> list[tuple[Any, ...]]:
-        found: list[tuple[Any, ...]] = []
-        with contextlib.suppress(Empty):
-            while True:
-                found.extend(member.inbox.get_many(_BATCH, False))
-        return found
-
-    def _recall(self, wid: int) -> None:
-        """Take back what a worker has not taken yet, and let the scheduler decide anew."""
-        with self._sending:
-            member = self.members.get(wid)
-            if member is None:
-                return
-            found = self._drain(member)
-            keep = [message for message in found if message[0] not in (m.ITEM, m.PICKLED, m.CHUNK)]
-            if keep:
-                member.inbox.put_many(keep)
-            with self._lock:
-                units = self._scheduler.take_back([msg[1] for msg in found if msg[0] in (m.ITEM, m.PICKLED, m.CHUNK)])
-                self._scheduler.give_back([unit for unit in units if not unit.job.settled])
-
     # -- the collector
 
     def _run(self) -> None:
@@ -727,7 +615,7 @@ class Engine:
         with contextlib.suppress(IndexError):
             while True:
                 self._guarded(self._requests.popleft())
-        self._pump()
+        self._dispatcher.pump()
 
     def _watch(self, timeout: float, active: bool) -> None:
         """Sleep until something happens: an answer, a death, a nudge, or `timeout` seconds."""
@@ -779,16 +667,8 @@ class Engine:
                             member.stop = Stop(units[0].seq, TaskTimeoutError(text, limit), now)
                         else:
                             wait = min(wait, max(left, 0.001))
-            unbalanced = self._scheduler.unbalanced
-            stalled = self._scheduler.stalled(now, _PATIENCE_S) if unbalanced else None
             busy = not self._scheduler.idle
-        if busy and self._leader is None and now - self._audited >= _AUDIT_S:
-            self._audit(now, _AUDIT_S)
-        if unbalanced:
-            wait = min(wait, _PATIENCE_S)
-        if stalled is not None:
-            self._recall(stalled.wid)
-            self._pump()
+        wait = min(wait, self._dispatcher.tick(now, busy and self._leader is None))
         for member in members:
             if member.stop is not None:
                 wait = min(wait, self._advance(member, now))
@@ -891,15 +771,14 @@ class Engine:
         for member in sorted(staying, key=lambda member: len(member.worker.units))[: max(0, len(staying) - wanted)]:
             self._dismiss(member)
         if len(staying) > wanted or busy:
-            self._pump()
+            self._dispatcher.pump()
 
     def _dismiss(self, member: Member) -> None:
         """Have a worker leave after what it has in hand."""
         with self._lock:
             member.leaving = True
             member.worker.accepting = False
-        with self._sending:
-            member.inbox.put((m.STOP,))
+        self._dispatcher.dismiss(member)
 
     def _report_stall(self, now: float, patience: float, members: list[Member]) -> float:
         """Say once that nothing goes on, if there is somebody who waits; return after how many seconds to look again."""
@@ -967,7 +846,7 @@ class Engine:
             done = until
             self._event(message, now)
         self._deliver(outcomes[done:])
-        self._pump()
+        self._dispatcher.pump()
 
     def _part(self, message: tuple[Any, ...], now: float, outcomes: list[Any]) -> None:
         seq, spent = message[2], message[6]
@@ -1121,55 +1000,9 @@ class Engine:
                     member.leaving = True
                     member.worker.accepting = False
         elif kind == m.PONG:
-            self._drop_lost(message[1], message[2])
+            self._dispatcher.lost(message[1], message[2])
         else:
-            self._not_done(message, now)
-
-    def _not_done(self, message: tuple[Any, ...], now: float) -> None:
-        """A unit came back without having been run."""
-        kind, seq = message[0], message[2]
-        with self._lock:
-            unit = self._scheduler.answered(seq, now)
-        failure = self._failures.pop(seq, None)
-        if unit is None:
-            return
-        if kind == m.NO_FUNCTION and self._send_again(unit.job.function, message[4]):
-            with self._lock:
-                self._scheduler.give_back([unit])
-            return
-        if unit.count > 1 and kind in (_SPLIT, m.REFUSED):
-            with self._lock:
-                self._scheduler.give_back([_single(unit, i) for i in range(unit.count)])
-            return
-        error: BaseException = failure or unpack_error(message[3])
-        if kind == m.REFUSED:
-            error = unit.job.refused(error)
-        for index in range(unit.offset, unit.count):
-            unit.job.put_error(unit.first + index, error)
-
-    @staticmethod
-    def _send_again(function: Function, fid: int) -> bool:
-        """A worker does not have a function under the number `fid`; tell whether there is another way to send it."""
-        if fid == function.fid:
-            if function.by_value:
-                return False
-            function.send_by_value()
-            try:
-                function.message()
-            except Exception:
-                return False
-        return True  # or was sent as code meanwhile
-
-    def _drop_lost(self, wid: int, until: int) -> None:
-        """The worker has answered all up to `until`: what is still open of it, an interrupted caller has not sent or has lost."""
-        with self._lock:
-            member = self.members.get(wid)
-            if member is None:
-                return
-            lost = [unit for unit in member.worker.units if unit.seq <= until]
-            for unit in lost:
-                self._scheduler.answered(unit.seq, time.monotonic())
-            self._scheduler.give_back([unit.part(unit.offset, unit.count) if unit.offset else unit for unit in lost])
+            self._dispatcher.not_done(message, now)
 
     # -- workers
 
@@ -1205,9 +1038,8 @@ class Engine:
             # Another thread, in active_children(), has reaped it and is about to say so.
             time.sleep(0.001)
         code = process.exitcode
-        with self._sending:
-            found = self._drain(member)
-            undelivered = [message[1] for message in found if message[0] in (m.ITEM, m.PICKLED, m.CHUNK)]
+        with self._dispatcher.sending:
+            undelivered = self._dispatcher.undelivered(member)
             cells = member.cells
             index = cells[m.INDEX_CELL] if cells[m.RUNNING_CELL] == cells[m.SEQ_CELL] else None
             running = (cells[m.SEQ_CELL], index)
@@ -1335,12 +1167,6 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-def _single(unit: Unit, index: int) -> Unit:
-    one = Unit(unit.job, unit.first + index, unit.items[index], 1, True)
-    one.deaths = unit.deaths
-    return one
 
 
 def _loaded(job: Job, data: bytes, loads: Callable[[bytes], Any] = codec.loads) -> tuple[Any, BaseException | None]:
