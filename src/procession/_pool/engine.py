@@ -57,6 +57,7 @@ from procession._pool.launcher import Launcher
 from procession._pool.member import Member, Stop, Table
 from procession._pool.restart import RestartBudget
 from procession._pool.results import HOLD_S
+from procession._pool.stall import Stall
 from procession._pool.state import Unit, Worker
 from procession._pool.worker import FLUSH_NS, Orders, resident_bytes
 from procession._proc.results import unpack_error
@@ -80,6 +81,8 @@ _HOT_S = 0.0005
 _FIRST_LOOK_MS = 2
 # A bell can fail, so nobody relies on one for longer than this.
 _LONGEST_SLEEP_S = 0.25
+# For so long it sleeps when nothing will be due; arbitrary.
+_LONGEST_WAIT_S = 3600.0
 # So often the collector looks at descriptors while answers keep coming.
 _LOOK_S = 0.02
 _MEMORY_LOOK_S = 0.1
@@ -88,10 +91,6 @@ _MEMORY_LOOK_S = 0.1
 _WARM_UP_S = 0.02
 _LONGEST_WARM_UP_S = 0.5
 _STALL_S = 30.0
-# When nothing goes on and nobody waits for it, somebody may begin to: so often is looked.
-_STALL_LOOK_S = 1.0
-# So many workers are described in the one line that is said then.
-_STALL_WORKERS = 8
 _TERMINATE_GRACE_S = 2.0
 _REAPED_ELSEWHERE = 100
 
@@ -141,6 +140,7 @@ class Engine:
         self._jobs = Jobs(table.lock)
         self._done: Queue[Any] = Queue()
         self._dispatcher = Dispatcher(table, self._jobs, self._done, orders.main_by_value)
+        self._stall = Stall(table, self._jobs, options.stall_report)
         self._wids = itertools.count(1)
         # The call whose caller is the collector now.
         self._leader: AsyncResult | None = None
@@ -155,11 +155,9 @@ class Engine:
         )
         self._slowest = Slowest()
         now = time.monotonic()
-        self._begun = self._last_answer = self._last_look = self._memory_looked = self._idle_since = now
+        self._begun = self._last_look = self._memory_looked = self._idle_since = now
         # When the workers are started that nobody is waiting for.
         self._warm_at = now + _LONGEST_WARM_UP_S
-        self._stall_said = self._was_busy = False
-        self._joining = 0
         self._ledger = Ledger(now)
         self._shown: set[Any] = set()
         self._bell_fd = -1
@@ -239,7 +237,7 @@ class Engine:
         with self._lock:
             if not job.settled:
                 if self._scheduler.idle:
-                    self._last_answer = time.monotonic()
+                    self._stall.last_answer = time.monotonic()
                 self._scheduler.add_source(job)
 
     def submit_stream(self, stream: Stream) -> None:
@@ -363,7 +361,7 @@ class Engine:
                 return
             self._leader = job
             self._jobs.open.add(job)
-            self._last_answer = self._idle_since = now = time.monotonic()
+            self._stall.last_answer = self._idle_since = now = time.monotonic()
             self._scheduler.assign_now(worker, unit, now)
         self._dispatcher.send(self.members[worker.wid], [unit])
 
@@ -538,11 +536,11 @@ class Engine:
     def join(self, timeout: float | None = None) -> None:
         """Wait until the workers have left after `close` or `terminate`."""
         if threading.current_thread() is not self._thread:
-            self._joining += 1
+            self._stall.joining += 1
             try:
                 self._thread.join(timeout)
             finally:
-                self._joining -= 1
+                self._stall.joining -= 1
             if not self._thread.is_alive():
                 self._finalizer.cancel()
 
@@ -650,7 +648,7 @@ class Engine:
 
     def _on_time(self, now: float) -> float:
         """Do what is due; return how long nothing will be."""
-        wait = min(self._jobs.tick(now), self.options.stall_report or 3600.0)
+        wait = min(self._jobs.tick(now), _LONGEST_WAIT_S)
         with self._lock:
             members = list(self.members.values())
             for member in members:
@@ -684,14 +682,7 @@ class Engine:
             wait = min(wait, shown.tick(now))
             if shown.closed:
                 self._shown.discard(shown)
-        if self.options.stall_report is not None:
-            busy = busy or bool(self._jobs.streams)
-            if busy and not self._was_busy:
-                self._last_answer = now  # there was nothing to answer
-            self._was_busy = busy
-            if busy:
-                wait = min(wait, self._report_stall(now, self.options.stall_report, members))
-        return wait
+        return min(wait, self._stall.tick(now, busy))
 
     def _advance(self, member: Member, now: float) -> float:
         """Take the next step of breaking off a unit; return the seconds until the one after."""
@@ -780,46 +771,6 @@ class Engine:
             member.worker.accepting = False
         self._dispatcher.dismiss(member)
 
-    def _report_stall(self, now: float, patience: float, members: list[Member]) -> float:
-        """Say once that nothing goes on, if there is somebody who waits; return after how many seconds to look again."""
-        left = self._last_answer + patience - now
-        if left > 0:
-            return left
-        if self._stall_said:
-            return 3600.0
-        if self._joining or any(job.waited_for for job in list(self._jobs.open)):
-            self._stall_said = True
-            # There may be no stderr, or a closed one.
-            with contextlib.suppress(Exception):
-                sys.stderr.write(f"procession: {self.describe_stall(now, members)}\n")
-                sys.stderr.flush()
-        return min(patience, _STALL_LOOK_S)
-
-    def describe_stall(self, now: float, members: list[Member]) -> str:
-        """Say in one line who does what since when."""
-        with self._lock:
-            held, waiting = len(self._scheduler.inflight), self._scheduler.waiting
-            doing = [
-                (member, member.worker.units[0] if member.worker.units else None, now - member.worker.since)
-                for member in members
-            ]
-        doing.sort(key=lambda one: (one[1] is None, -one[2]))
-        parts = []
-        for member, unit, seconds in doing[:_STALL_WORKERS]:
-            if member.ready is None:
-                what = f"starting for {now - member.started:.0f} s"
-            else:
-                what = "waiting" if unit is None else f"{member.call_text(unit)} for {seconds:.0f} s"
-            parts.append(f"{member.process.name} (pid {member.process.pid}): {what}")
-        if len(doing) > len(parts):
-            parts.append(f"and {len(doing) - len(parts)} more workers")
-        if held:
-            tasks = f"{held} {'is' if held == 1 else 'are'} with workers"
-        else:
-            tasks = "no worker takes one" if waiting else "the input has given nothing to do"
-        text = f"no task has finished for {now - self._last_answer:.0f} s, {tasks}. {'; '.join(parts)}"
-        return " ".join(text.split())
-
     # -- what comes in
 
     def _process(self, messages: list[tuple[Any, ...]]) -> None:
@@ -865,8 +816,7 @@ class Engine:
         """Hand results over; the user's code runs here (unpickling, callbacks)."""
         if not outcomes:
             return
-        self._last_answer = time.monotonic()
-        self._stall_said = False
+        self._stall.answered()
         at, count = 0, len(outcomes)
         while at < count:
             unit, message = outcomes[at]
