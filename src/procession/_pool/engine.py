@@ -45,7 +45,6 @@ from procession._pool.dispatch import Dispatcher
 from procession._pool.errors import (
     PoolBrokenError,
     TaskCancelledError,
-    TaskTimeoutError,
     WorkerDiedError,
     WorkerMemoryError,
 )
@@ -54,12 +53,13 @@ from procession._pool.gate import Gate
 from procession._pool.insights import SLOW_NS, Insights, Ledger, Slowest
 from procession._pool.jobs import CLOSE, RUN, TERMINATE, Jobs
 from procession._pool.launcher import Launcher
-from procession._pool.member import Member, Stop, Table
+from procession._pool.member import Member, Table
 from procession._pool.restart import RestartBudget
 from procession._pool.results import HOLD_S
 from procession._pool.stall import Stall
 from procession._pool.state import Unit, Worker
-from procession._pool.worker import FLUSH_NS, Orders, resident_bytes
+from procession._pool.stops import Stops
+from procession._pool.worker import FLUSH_NS, Orders
 from procession._proc.results import unpack_error
 from procession._wire import codec
 from procession._wire.queues import Queue
@@ -85,7 +85,6 @@ _LONGEST_SLEEP_S = 0.25
 _LONGEST_WAIT_S = 3600.0
 # So often the collector looks at descriptors while answers keep coming.
 _LOOK_S = 0.02
-_MEMORY_LOOK_S = 0.1
 # A pool that has one task and ends this long after its first worker was ready has started no other: two interpreters that
 # boot at once on few cores would have made the first result late. If the first takes long to be ready, they are not waited for.
 _WARM_UP_S = 0.02
@@ -93,9 +92,6 @@ _LONGEST_WARM_UP_S = 0.5
 _STALL_S = 30.0
 _TERMINATE_GRACE_S = 2.0
 _REAPED_ELSEWHERE = 100
-
-# What a call raises when it is broken off: by SIGINT, or by what the user's handler of SIGTERM does.
-_BROKEN_OFF = ("KeyboardInterrupt", "SystemExit")
 
 
 class Options:
@@ -141,6 +137,7 @@ class Engine:
         self._done: Queue[Any] = Queue()
         self._dispatcher = Dispatcher(table, self._jobs, self._done, orders.main_by_value)
         self._stall = Stall(table, self._jobs, options.stall_report)
+        self._stops = Stops(table, self._jobs, self._dispatcher, options.grace, options.hard_memory)
         self._wids = itertools.count(1)
         # The call whose caller is the collector now.
         self._leader: AsyncResult | None = None
@@ -155,7 +152,7 @@ class Engine:
         )
         self._slowest = Slowest()
         now = time.monotonic()
-        self._begun = self._last_look = self._memory_looked = self._idle_since = now
+        self._begun = self._last_look = self._idle_since = now
         # When the workers are started that nobody is waiting for.
         self._warm_at = now + _LONGEST_WARM_UP_S
         self._ledger = Ledger(now)
@@ -449,23 +446,7 @@ class Engine:
             self._have_done(partial(self._drop, job))
 
     def _drop(self, job: Job) -> None:
-        with self._lock:
-            self._jobs.discard(job)
-            units = self._scheduler.withdraw(job)
-            holders = {unit.worker.wid for unit in units if unit.worker is not None}
-        if not holders:
-            self.nudge()
-            return
-        for wid in holders:
-            self._dispatcher.recall(wid)
-        now = time.monotonic()
-        with self._lock:
-            for unit in units:
-                if unit.worker is not None and unit.seq in self._scheduler.inflight:
-                    member = self.members.get(unit.worker.wid)
-                    if member is not None and member.stop is None:
-                        member.stop = Stop(unit.seq, None, now)
-        self._dispatcher.pump()
+        self._stops.drop(job)
         self.nudge()
 
     def forsake(self, stream: Stream) -> None:
@@ -650,29 +631,8 @@ class Engine:
         """Do what is due; return how long nothing will be."""
         wait = min(self._jobs.tick(now), _LONGEST_WAIT_S)
         with self._lock:
-            members = list(self.members.values())
-            for member in members:
-                units = member.worker.units
-                if member.stop is None and units and units[0].job.settled:
-                    # Nobody wants it any more, but it had been taken before it could be taken back.
-                    member.stop = Stop(units[0].seq, None, now)
-                elif member.stop is None and units and member.ready is not None:
-                    limit = units[0].job.timeout
-                    if limit is not None:
-                        left = member.worker.since + limit - now
-                        if left <= 0:
-                            text = member.call_text(units[0])
-                            member.stop = Stop(units[0].seq, TaskTimeoutError(text, limit), now)
-                        else:
-                            wait = min(wait, max(left, 0.001))
             busy = not self._scheduler.idle
-        wait = min(wait, self._dispatcher.tick(now, busy and self._leader is None))
-        for member in members:
-            if member.stop is not None:
-                wait = min(wait, self._advance(member, now))
-        if self.options.hard_memory is not None and busy:
-            self._check_memory(members, now)
-            wait = min(wait, _MEMORY_LOOK_S)
+        wait = min(wait, self._dispatcher.tick(now, busy and self._leader is None), self._stops.tick(now, busy))
         self._adjust(now, busy)
         if not self._complete:
             wait = min(wait, max(self._warm_at - now, 0.001))
@@ -683,56 +643,6 @@ class Engine:
             if shown.closed:
                 self._shown.discard(shown)
         return min(wait, self._stall.tick(now, busy))
-
-    def _advance(self, member: Member, now: float) -> float:
-        """Take the next step of breaking off a unit; return the seconds until the one after."""
-        stop = member.stop
-        if stop is None:
-            return 3600.0
-        if stop.seq not in self._scheduler.inflight:
-            if stop.step > 1 and now < stop.due:
-                return stop.due - now  # it may die of the signal yet, and what it has now is not to blame
-            member.stop = None
-            member.cells[m.CANCEL_CELL] = 0
-            return 3600.0
-        if now < stop.due:
-            return stop.due - now
-        pid = member.process.pid
-        if member.cells[m.SEQ_CELL] != stop.seq or (stop.step and member.cells[m.UNANSWERED_CELL] != stop.seq):
-            # Not begun yet, or over already.
-            stop.due = now + 0.005
-            return 0.005
-        with contextlib.suppress(ProcessLookupError):
-            if stop.step == 0:
-                member.cells[m.CANCEL_CELL] = stop.seq
-                if stop.error is None:
-                    # All of it, not only the item that runs.
-                    member.cells[m.DROP_CELL] = stop.seq
-                os.kill(pid, signal.SIGINT)
-            elif stop.step == 1:
-                os.kill(pid, signal.SIGTERM)
-            else:
-                os.kill(pid, signal.SIGKILL)
-        stop.step += 1
-        stop.due = now + self.options.grace
-        return self.options.grace
-
-    def _check_memory(self, members: list[Member], now: float) -> None:
-        if now - self._memory_looked < _MEMORY_LOOK_S:
-            return
-        self._memory_looked = now
-        limit = self.options.hard_memory or 0
-        for member in members:
-            if not member.worker.units or member.process.pid is None:
-                continue
-            used = resident_bytes(member.process.pid)
-            if used > limit:
-                unit = member.worker.units[0]
-                error = WorkerMemoryError(member.call_text(unit), member.process.name, member.process.pid, limit, used)
-                member.stop = Stop(unit.seq, error, now + 3600)
-                member.stop.step = 3
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(member.process.pid, signal.SIGKILL)
 
     def _adjust(self, now: float, busy: bool) -> None:
         """Start and stop workers until there are as many as there should be."""
@@ -873,19 +783,9 @@ class Engine:
 
     def _failed(self, unit: Unit, message: tuple[Any, ...]) -> None:
         wid, seq, packed = message[1], message[2], message[3]
-        error = self._stopped(wid, seq, packed) or unpack_error(packed)
+        error = self._stops.error(wid, seq, packed) or unpack_error(packed)
         for index in range(unit.offset, unit.count):
             unit.job.put_error(unit.first + index, error)
-
-    def _stopped(self, wid: int, seq: int, packed: tuple[Any, ...]) -> BaseException | None:
-        """Return the error a unit was broken off with, if this exception is our doing."""
-        member = self.members.get(wid)
-        if member is None or member.stop is None or member.stop.seq != seq or packed[2] not in _BROKEN_OFF:
-            return None
-        error = member.stop.error or TaskCancelledError("the task was cancelled")
-        member.stop = None
-        member.cells[m.CANCEL_CELL] = 0
-        return error
 
     def _deliver_part(self, unit: Unit, message: tuple[Any, ...]) -> None:
         _, wid, seq, start, data, errors, spent, stop = message
@@ -913,7 +813,7 @@ class Engine:
             if packed is None:
                 job.put_value(unit.first + index, value)
             else:
-                job.put_error(unit.first + index, self._stopped(wid, seq, packed) or unpack_error(packed))
+                job.put_error(unit.first + index, self._stops.error(wid, seq, packed) or unpack_error(packed))
 
     def _load_each(self, unit: Unit, message: tuple[Any, ...], error: BaseException) -> None:
         """One of a part's results cannot be unpickled here: have its items done one by one, to know which."""
@@ -922,7 +822,9 @@ class Engine:
         known = errors or {}
         for index in range(start, stop):
             if index in known:
-                job.put_error(unit.first + index, self._stopped(wid, seq, known[index]) or unpack_error(known[index]))
+                job.put_error(
+                    unit.first + index, self._stops.error(wid, seq, known[index]) or unpack_error(known[index])
+                )
             elif stop - start == 1:
                 job.put_error(unit.first + index, error)
         if stop - start > 1 and not job.settled:
