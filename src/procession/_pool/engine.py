@@ -41,6 +41,7 @@ from queue import Empty
 
 from procession._errors import describe_exit
 from procession._pool import messages as m
+from procession._pool.delivery import Delivery, guarded
 from procession._pool.dispatch import Dispatcher
 from procession._pool.errors import (
     PoolBrokenError,
@@ -50,7 +51,7 @@ from procession._pool.errors import (
 )
 from procession._pool.functions import Registry
 from procession._pool.gate import Gate
-from procession._pool.insights import SLOW_NS, Insights, Ledger, Slowest
+from procession._pool.insights import Insights, Ledger, Slowest
 from procession._pool.jobs import CLOSE, RUN, TERMINATE, Jobs
 from procession._pool.launcher import Launcher
 from procession._pool.member import Member, Table
@@ -59,7 +60,6 @@ from procession._pool.results import HOLD_S
 from procession._pool.stall import Stall
 from procession._pool.state import Unit, Worker
 from procession._pool.stops import Stops
-from procession._pool.worker import FLUSH_NS, Orders
 from procession._proc.results import unpack_error
 from procession._wire import codec
 from procession._wire.queues import Queue
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from procession._pool.results import AsyncResult, Job, Stream
+    from procession._pool.worker import Orders
 
 __all__ = ["Engine", "Options"]
 
@@ -138,6 +139,8 @@ class Engine:
         self._dispatcher = Dispatcher(table, self._jobs, self._done, orders.main_by_value)
         self._stall = Stall(table, self._jobs, options.stall_report)
         self._stops = Stops(table, self._jobs, self._dispatcher, options.grace, options.hard_memory)
+        self._slowest = Slowest()
+        self._delivery = Delivery(table, self._stall, self._stops, self._slowest)
         self._wids = itertools.count(1)
         # The call whose caller is the collector now.
         self._leader: AsyncResult | None = None
@@ -150,7 +153,6 @@ class Engine:
         self._budget = RestartBudget(
             max(4, 2 * size) if options.max_restarts is None else options.max_restarts, options.restart_period
         )
-        self._slowest = Slowest()
         now = time.monotonic()
         self._begun = self._last_look = self._idle_since = now
         # When the workers are started that nobody is waiting for.
@@ -384,7 +386,7 @@ class Engine:
                     return
                 with self._lock:
                     self._scheduler.answered(message[2], time.monotonic(), message[4])
-                self._deliver([(unit, message)])
+                self._delivery.deliver([(unit, message)])
             elif message[0] in (m.READY, m.NUDGE):
                 self._event(message, time.monotonic())
             else:
@@ -593,7 +595,7 @@ class Engine:
     def _see_to_requests(self) -> None:
         with contextlib.suppress(IndexError):
             while True:
-                self._guarded(self._requests.popleft())
+                guarded(self._requests.popleft())
         self._dispatcher.pump()
 
     def _watch(self, timeout: float, active: bool) -> None:
@@ -703,10 +705,10 @@ class Engine:
                     later.append((len(outcomes), message))
         done = 0
         for until, message in later:
-            self._deliver(outcomes[done:until])
+            self._delivery.deliver(outcomes[done:until])
             done = until
             self._event(message, now)
-        self._deliver(outcomes[done:])
+        self._delivery.deliver(outcomes[done:])
         self._dispatcher.pump()
 
     def _part(self, message: tuple[Any, ...], now: float, outcomes: list[Any]) -> None:
@@ -721,115 +723,6 @@ class Engine:
         if last:
             self._scheduler.answered(seq, now)
         outcomes.append((unit, message))
-
-    def _deliver(self, outcomes: list[tuple[Unit, tuple[Any, ...]]]) -> None:
-        """Hand results over; the user's code runs here (unpickling, callbacks)."""
-        if not outcomes:
-            return
-        self._stall.answered()
-        at, count = 0, len(outcomes)
-        while at < count:
-            unit, message = outcomes[at]
-            job = unit.job
-            if message[0] == m.VALUE:
-                # The many small ones of one job, all at once.
-                values = [(unit.first, message[3])]
-                spent = longest = message[4]
-                at += 1
-                while at < count:
-                    unit, message = outcomes[at]
-                    if message[0] != m.VALUE or unit.job is not job:
-                        break
-                    values.append((unit.first, message[3]))
-                    ns = message[4]
-                    spent += ns
-                    longest = max(longest, ns)
-                    at += 1
-                if longest >= SLOW_NS:
-                    for unit, message in outcomes[at - len(values) : at]:
-                        self._slowest.remember(message[4], unit)
-                self._guarded(job.put_each, values)
-            else:
-                at += 1
-                spent = message[4] if message[0] <= m.ERROR else message[6]
-                values = [unit]  # type: ignore[list-item]
-                if message[0] == m.VALUE_PICKLED:
-                    self._guarded(self._deliver_pickled, unit, message)
-                elif message[0] == m.ERROR:
-                    self._guarded(self._failed, unit, message)
-                else:
-                    self._guarded(self._deliver_part, unit, message)
-                    continue
-                self._slowest.remember(spent, unit)
-            seconds = spent * 1e-9
-            job.function.observe(seconds / len(values))
-            job.observe(len(values), seconds)
-
-    @staticmethod
-    def _guarded(deliver: Callable[..., object], *args: Any) -> None:
-        try:
-            deliver(*args)
-        except Exception as error:
-            with contextlib.suppress(Exception):  # there may be no stderr
-                sys.excepthook(type(error), error, error.__traceback__)
-
-    @staticmethod
-    def _deliver_pickled(unit: Unit, message: tuple[Any, ...]) -> None:
-        value, error = _loaded(unit.job, message[3])
-        if error is None:
-            unit.job.put_value(unit.first, value)
-        else:
-            unit.job.put_error(unit.first, error)
-
-    def _failed(self, unit: Unit, message: tuple[Any, ...]) -> None:
-        wid, seq, packed = message[1], message[2], message[3]
-        error = self._stops.error(wid, seq, packed) or unpack_error(packed)
-        for index in range(unit.offset, unit.count):
-            unit.job.put_error(unit.first + index, error)
-
-    def _deliver_part(self, unit: Unit, message: tuple[Any, ...]) -> None:
-        _, wid, seq, start, data, errors, spent, stop = message
-        job = unit.job
-        if stop < unit.count:
-            with self._lock:
-                self._scheduler.progressed(seq, stop, time.monotonic())
-            unit.offset = stop  # also where the unit's end is in the same batch
-        values, error = _loaded(job, data, codec.decode_items)
-        if error is not None:
-            self._load_each(unit, message, error)
-            return
-        if values:
-            job.observe(len(values), spent * 1e-9)
-            # Only its last item can have been long: a part ends when it has taken that much.
-            longest = spent if len(values) == 1 else spent - FLUSH_NS
-            if longest >= SLOW_NS:
-                at = start + len(values) - 1
-                self._slowest.remember(longest, unit.part(at, at + 1))
-        if errors is None:
-            job.put_values(unit.first + start, values)
-            return
-        for index, value in enumerate(values, start):
-            packed = errors.get(index)
-            if packed is None:
-                job.put_value(unit.first + index, value)
-            else:
-                job.put_error(unit.first + index, self._stops.error(wid, seq, packed) or unpack_error(packed))
-
-    def _load_each(self, unit: Unit, message: tuple[Any, ...], error: BaseException) -> None:
-        """One of a part's results cannot be unpickled here: have its items done one by one, to know which."""
-        _, wid, seq, start, _, errors, _, stop = message
-        job = unit.job
-        known = errors or {}
-        for index in range(start, stop):
-            if index in known:
-                job.put_error(
-                    unit.first + index, self._stops.error(wid, seq, known[index]) or unpack_error(known[index])
-                )
-            elif stop - start == 1:
-                job.put_error(unit.first + index, error)
-        if stop - start > 1 and not job.settled:
-            with self._lock:
-                self._scheduler.give_back([unit.part(at, at + 1) for at in range(start, stop) if at not in known])
 
     def _event(self, message: tuple[Any, ...], now: float) -> None:
         kind = message[0]
@@ -1019,19 +912,6 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-def _loaded(job: Job, data: bytes, loads: Callable[[bytes], Any] = codec.loads) -> tuple[Any, BaseException | None]:
-    """Unpickle a result; return it, or an error that says what came and why it is not to be had."""
-    try:
-        return loads(data), None
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-            raise
-        text = f"the result of {job.function.name}() could not be unpickled here: {error}"
-        failure = job.unpickling_error(type(error).__qualname__, text)
-        failure.__cause__ = error
-        return None, failure
 
 
 def math_ceil_ms(seconds: float) -> int:
