@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from procession._pool.jobs import Jobs
     from procession._pool.member import Member, Table
     from procession._pool.results import Job
-    from procession._wire.queues import Queue
 
 __all__ = ["Dispatcher"]
 
@@ -44,18 +43,17 @@ class Dispatcher:
     Args:
         table: Who is there and who has what.
         jobs: When none of them will be done any more, nothing is given out.
-        done: The queue of answers: what goes wrong with a unit comes out of it.
         main_by_value: Whether what is defined in `__main__` is sent as code.
 
     Attributes:
         sending: To be held while inboxes are written to or emptied here; taken before the table's lock.
     """
 
-    def __init__(self, table: Table, jobs: Jobs, done: Queue[Any], main_by_value: bool) -> None:
+    def __init__(self, table: Table, jobs: Jobs, main_by_value: bool) -> None:
         self.sending = threading.RLock()
         self._lock, self._scheduler, self._members = table.lock, table.scheduler, table.members
         self._jobs = jobs
-        self._done = done
+        self._done = table.done
         self._main_by_value = main_by_value
         self._failures: dict[int, Exception] = {}
         self._audited = 0.0

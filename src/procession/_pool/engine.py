@@ -24,11 +24,9 @@ user's code (pickling, callbacks, iterators) never runs under `_lock`.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import itertools
 import os
-import select
 import signal
 import sys
 import threading
@@ -41,7 +39,7 @@ from queue import Empty
 
 from procession._errors import describe_exit
 from procession._pool import messages as m
-from procession._pool.delivery import Delivery, guarded
+from procession._pool.delivery import Delivery
 from procession._pool.dispatch import Dispatcher
 from procession._pool.errors import (
     PoolBrokenError,
@@ -54,7 +52,9 @@ from procession._pool.gate import Gate
 from procession._pool.insights import Insights, Ledger, Slowest
 from procession._pool.jobs import CLOSE, RUN, TERMINATE, Jobs
 from procession._pool.launcher import Launcher
+from procession._pool.lookout import LONGEST_SLEEP_S, Lookout
 from procession._pool.member import Member, Table
+from procession._pool.requests import Requests
 from procession._pool.restart import RestartBudget
 from procession._pool.results import HOLD_S
 from procession._pool.stall import Stall
@@ -62,11 +62,11 @@ from procession._pool.state import Unit, Worker
 from procession._pool.stops import Stops
 from procession._proc.results import unpack_error
 from procession._wire import codec
-from procession._wire.queues import Queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from typing import Any
 
     from procession._pool.results import AsyncResult, Job, Stream
@@ -79,9 +79,7 @@ _BATCH = 256
 # For so long the collector waits on the queue itself, from which it wakes fastest, before it waits for all there is to wait for.
 _HOT_S = 0.0005
 # The collector's first look is this late: until then no worker can have come, and its maker has the first call to send.
-_FIRST_LOOK_MS = 2
-# A bell can fail, so nobody relies on one for longer than this.
-_LONGEST_SLEEP_S = 0.25
+_FIRST_LOOK_S = 0.002
 # For so long it sleeps when nothing will be due; arbitrary.
 _LONGEST_WAIT_S = 3600.0
 # So often the collector looks at descriptors while answers keep coming.
@@ -133,22 +131,20 @@ class Engine:
         self.most_items = orders.most_items or sys.maxsize
         self.functions = Registry(orders.main_by_value)
         table = Table(size)
-        self.members, self._scheduler, self._lock = table.members, table.scheduler, table.lock
+        self.members, self._scheduler, self._lock, self._done = table.members, table.scheduler, table.lock, table.done
         self._jobs = Jobs(table.lock)
-        self._done: Queue[Any] = Queue()
-        self._dispatcher = Dispatcher(table, self._jobs, self._done, orders.main_by_value)
+        self._dispatcher = Dispatcher(table, self._jobs, orders.main_by_value)
         self._stall = Stall(table, self._jobs, options.stall_report)
         self._stops = Stops(table, self._jobs, self._dispatcher, options.grace, options.hard_memory)
+        self._lookout = Lookout(table)
+        self._requests = Requests(self._dispatcher, self._lookout)
         self._slowest = Slowest()
         self._delivery = Delivery(table, self._stall, self._stops, self._slowest)
         self._wids = itertools.count(1)
         # The call whose caller is the collector now.
         self._leader: AsyncResult | None = None
-        # Answers that a caller has taken and not acted on; what the engine's thread is to do.
+        # Answers that a caller has taken and not acted on.
         self._taken: deque[tuple[Any, ...]] = deque()
-        self._requests: deque[Callable[[], object]] = deque()
-        self._parked = self._sleeping = False
-        self._calling_back: list[None] = []  # one for each callback that is running
         self._asleep = False
         self._budget = RestartBudget(
             max(4, 2 * size) if options.max_restarts is None else options.max_restarts, options.restart_period
@@ -159,12 +155,7 @@ class Engine:
         self._warm_at = now + _LONGEST_WARM_UP_S
         self._ledger = Ledger(now)
         self._shown: set[Any] = set()
-        self._bell_fd = -1
         self._oom_kills: int | None = None  # not counted yet
-        self._watched: dict[int, Member] = {}
-        self._poll = select.poll()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poll.register(self._wake, select.POLLIN)
         self._launcher = Launcher(context, orders)
         self._prepared = orders.initializer is not None or orders.worker_init is not None
         first: list[Member] = []
@@ -229,8 +220,8 @@ class Engine:
         with self._lock:
             self._jobs.check()  # again: it may have ended meanwhile, and have told those whom it knew
             self._jobs.open.add(job)
-            self._requests.append(partial(self._accept, job))
-        self._wake_up()
+            self._requests.pending.append(partial(self._accept, job))
+        self._requests.wake_up()
 
     def _accept(self, job: Job) -> None:
         with self._lock:
@@ -250,9 +241,9 @@ class Engine:
             self._jobs.check()
             self._jobs.open.add(stream)
             self._jobs.streams.add(stream)
-            self._requests.append(feeder.start)
+            self._requests.pending.append(feeder.start)
         # Its input may give nothing for long, which is seen by who looks around.
-        self._wake_up()
+        self._requests.wake_up()
 
     def source_ready(self, job: Stream) -> None:
         """A stream has something to give out, or its input is at its end; said by its feeder."""
@@ -266,35 +257,17 @@ class Engine:
             self._asleep = False
             self.nudge()
         self._dispatcher.pump()
-        if self._parked:
-            self._parked = False
+        if self._lookout.parked:
+            self._lookout.parked = False
             self.nudge()
 
     def look_soon(self) -> None:
         """Have the collector look whether a stream holds something back."""
-        if self._sleeping:
-            self._sleeping = False
-            self.nudge()
+        self._lookout.rouse()
 
-    def _wake_up(self) -> None:
-        """Have the requests seen to: by the engine's thread, or, while a callback keeps that, by one for this alone."""
-        if self._calling_back:
-            # Not by threading, which would wait for its start, in Python.
-            _thread.start_new_thread(self._see_to_requests, ())
-        elif self._sleeping:
-            self._sleeping = False
-            self.nudge()
-
-    @contextlib.contextmanager
-    def calling_back(self) -> Iterator[None]:
-        """Around what may take its time, or wait for something that the main thread has yet to ask for."""
-        self._calling_back.append(None)
-        try:
-            if self._requests:
-                self._see_to_requests()
-            yield
-        finally:
-            self._calling_back.pop()
+    def calling_back(self) -> AbstractContextManager[None]:
+        """Around a callback; see `Requests.calling_back`."""
+        return self._requests.calling_back()
 
     def _have_done(self, action: Callable[[], object]) -> None:
         """Do `action`, in the engine's thread where it might be broken off here; return when it is done."""
@@ -311,9 +284,9 @@ class Engine:
                 done.append(True)
                 gate.open()
 
-        self._requests.append(act)
-        self._wake_up()
-        while not gate.wait(lambda: done, _LONGEST_SLEEP_S) and self.alive:
+        self._requests.pending.append(act)
+        self._requests.wake_up()
+        while not gate.wait(lambda: done, LONGEST_SLEEP_S) and self.alive:
             self.nudge()
 
     def call(self, job: AsyncResult) -> Any:
@@ -335,8 +308,8 @@ class Engine:
             if self._leader is job:
                 self._leader = None
             if not clean:
-                self._requests.append(partial(self._forget, job))
-            if self._requests or self._taken or self._jobs.open or self._jobs.state != RUN:
+                self._requests.pending.append(partial(self._forget, job))
+            if self._requests.pending or self._taken or self._jobs.open or self._jobs.state != RUN:
                 self.nudge()
         if not job.begun:
             self.submit(job)
@@ -352,7 +325,7 @@ class Engine:
         """Give a call to an idle worker and make its caller the collector, if nothing else is going on."""
         with self._lock:
             self._jobs.check()
-            if self._leader is not None or self._taken or self._requests or not self._scheduler.idle:
+            if self._leader is not None or self._taken or self._requests.pending or not self._scheduler.idle:
                 return
             worker = self._idle_worker()
             unit = None if worker is None else job.next_unit(1)
@@ -370,7 +343,7 @@ class Engine:
         while not job.settled:
             try:
                 # All in C: what is taken is noted, with nothing in between.
-                taken.extend(map(take, (True,), (_LONGEST_SLEEP_S,)))
+                taken.extend(map(take, (True,), (LONGEST_SLEEP_S,)))
                 message = taken[0]
             except (Empty, IndexError):
                 if self._jobs.ended:
@@ -402,14 +375,13 @@ class Engine:
 
     def nudge(self) -> None:
         """Have the collector look around."""
-        with contextlib.suppress(OSError, ValueError):
-            os.eventfd_write(self._wake, 1)
+        self._lookout.nudge()
 
     def wait(self, gate: Gate, passed: Callable[[], object], timeout: float | None) -> bool:
         """Wait until `passed()`, which is looked at when `gate` opens; False if `timeout` seconds have gone by."""
         if timeout is None:
             self._check_can_wait()
-        if self._requests:
+        if self._requests.pending:
             self.nudge()
         return gate.wait(passed, timeout)
 
@@ -550,7 +522,7 @@ class Engine:
     def _run(self) -> None:
         try:
             # Whoever made the pool goes on first: only then does this thread let go of the interpreter's lock.
-            self._poll.poll(_FIRST_LOOK_MS)
+            self._lookout.sleep(_FIRST_LOOK_S)
             while self._step():
                 pass
         except BaseException as error:
@@ -568,8 +540,8 @@ class Engine:
         """Look around once; False when there is nothing left to do."""
         messages: list[Any] = []
         active = False
-        if self._requests:
-            self._see_to_requests()
+        if self._requests.pending:
+            self._requests.see_to()
         if self._leader is None:
             if self._taken:
                 left = [self._taken.popleft() for _ in range(len(self._taken))]
@@ -589,45 +561,20 @@ class Engine:
         timeout = self._on_time(now)
         if self._jobs.state == CLOSE and self._may_leave():
             return False
-        self._watch(0.0 if messages else timeout, active)
+        self._sleep(0.0 if messages else timeout, active)
         return True
 
-    def _see_to_requests(self) -> None:
-        with contextlib.suppress(IndexError):
-            while True:
-                guarded(self._requests.popleft())
-        self._dispatcher.pump()
-
-    def _watch(self, timeout: float, active: bool) -> None:
+    def _sleep(self, timeout: float, active: bool) -> None:
         """Sleep until something happens: an answer, a death, a nudge, or `timeout` seconds."""
-        bell = -1
+        lookout = self._lookout
         if active:
-            try:
-                bell = self._done._reader.fileno()
-            except OSError:
-                timeout = min(timeout, 0.01)
-            else:
-                timeout = min(timeout, _LONGEST_SLEEP_S)
-                if bell != self._bell_fd:
-                    self._bell_fd = bell
-                    self._poll.register(bell, select.POLLIN)
+            timeout = min(timeout, lookout.listen())
         if self._leader is not None:
             timeout = min(timeout, 1.0)  # it may be broken off, and not come to say so
-        self._parked, self._sleeping = not active, True
-        if self._requests or self._taken or (self._parked and self._leader is None and not self._scheduler.idle):
+        lookout.parked, lookout.sleeping = not active, True
+        if self._requests.pending or self._taken or (not active and self._leader is None and not self._scheduler.idle):
             timeout = 0.0  # given to it meanwhile, by one who saw it awake
-        for fd, _ in self._poll.poll(math_ceil_ms(timeout)):
-            if fd == self._wake:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake)
-            elif fd == self._bell_fd:
-                self._done._bell.drain()
-            else:
-                member = self._watched.pop(fd, None)
-                self._poll.unregister(fd)
-                if member is not None:
-                    self._done.put((m.DIED, member.wid))
-        self._parked = self._sleeping = False
+        lookout.sleep(timeout)
 
     def _on_time(self, now: float) -> float:
         """Do what is due; return how long nothing will be."""
@@ -764,8 +711,7 @@ class Engine:
         with self._lock:
             member.worker = self._scheduler.add_worker(member.wid)
             self.members[member.wid] = member
-            self._watched[member.watch] = member
-            self._poll.register(member.watch, select.POLLIN)
+            self._lookout.add(member)
 
     def _start_worker(self) -> Member:
         launched: list[Member] = []
@@ -791,10 +737,8 @@ class Engine:
             with self._lock:
                 self._ledger.left(member.insights(now, describe_exit(code) if code else "ended"))
                 self.members.pop(member.wid, None)
-                self._watched.pop(member.watch, None)
                 loss = self._scheduler.worker_left(member.wid, undelivered, running)
-        with contextlib.suppress(KeyError):
-            self._poll.unregister(member.watch)
+        self._lookout.remove(member)
         member.close()
         if loss.unit is not None:
             self._lost(loss.unit, member, code)
@@ -855,7 +799,7 @@ class Engine:
         """After close(): all is done; the workers have been told to leave, and have left."""
         with self._lock:
             if (
-                self._requests
+                self._requests.pending
                 or self._taken
                 or self._leader is not None
                 or self._jobs.streams
@@ -896,11 +840,7 @@ class Engine:
     def _close(self) -> None:
         self._ledger.close(time.monotonic())
         self._launcher.close()
-        with contextlib.suppress(OSError):
-            self._done._bell.close()
-        wake, self._wake = self._wake, -1
-        os.close(wake)
-        self._watched.clear()
+        self._lookout.close()
 
 
 _alive: weakref.WeakSet[Jobs] = weakref.WeakSet()
@@ -914,16 +854,7 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def math_ceil_ms(seconds: float) -> int:
-    """Return milliseconds, rounded up: a poll that ends before its time would be made again."""
-    return int(seconds * 1000) + (seconds * 1000 % 1 > 0)
-
-
 def _oom_kills() -> int:
     from procession._proc.cgroups import oom_kills
 
     return oom_kills()
-
-
-if TYPE_CHECKING:
-    _Callback = Callable[[], object]

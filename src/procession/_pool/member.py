@@ -89,12 +89,13 @@ class Member:
 
 
 class Table:
-    """Who is there, and who has what.
+    """Who is there, who has what, and what they answer.
 
     Attributes:
-        lock: To be held while these are changed. The user's code never runs under it.
+        lock: To be held while the scheduler or the members are changed. The user's code never runs under it.
         scheduler: Which worker holds which unit.
         members: The workers by their numbers.
+        done: The queue of answers.
     """
 
     def __init__(self, size: int) -> None:
@@ -102,3 +103,4 @@ class Table:
         self.scheduler = Scheduler()
         self.scheduler.expected = size
         self.members: dict[int, Member] = {}
+        self.done: Queue[Any] = Queue()
