@@ -25,9 +25,7 @@ user's code (pickling, callbacks, iterators) never runs under `_lock`.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-import signal
 import sys
 import threading
 import time
@@ -37,28 +35,21 @@ from functools import partial
 from multiprocessing import util
 from queue import Empty
 
-from procession._errors import describe_exit
 from procession._pool import messages as m
+from procession._pool.crew import Crew
 from procession._pool.delivery import Delivery
 from procession._pool.dispatch import Dispatcher
-from procession._pool.errors import (
-    PoolBrokenError,
-    TaskCancelledError,
-    WorkerDiedError,
-    WorkerMemoryError,
-)
+from procession._pool.errors import PoolBrokenError, TaskCancelledError
 from procession._pool.functions import Registry
 from procession._pool.gate import Gate
-from procession._pool.insights import Insights, Ledger, Slowest
+from procession._pool.insights import Insights, Slowest
 from procession._pool.jobs import CLOSE, RUN, TERMINATE, Jobs
 from procession._pool.launcher import Launcher
 from procession._pool.lookout import LONGEST_SLEEP_S, Lookout
-from procession._pool.member import Member, Table
+from procession._pool.member import Table
 from procession._pool.requests import Requests
-from procession._pool.restart import RestartBudget
 from procession._pool.results import HOLD_S
 from procession._pool.stall import Stall
-from procession._pool.state import Unit, Worker
 from procession._pool.stops import Stops
 from procession._proc.results import unpack_error
 from procession._wire import codec
@@ -69,10 +60,13 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import Any
 
+    from procession._pool.crew import Options
+    from procession._pool.member import Member
     from procession._pool.results import AsyncResult, Job, Stream
+    from procession._pool.state import Unit, Worker
     from procession._pool.worker import Orders
 
-__all__ = ["Engine", "Options"]
+__all__ = ["Engine"]
 
 # How many answers are taken at once: enough to make the taking cheap, few enough that workers are not kept waiting.
 _BATCH = 256
@@ -84,32 +78,6 @@ _FIRST_LOOK_S = 0.002
 _LONGEST_WAIT_S = 3600.0
 # So often the collector looks at descriptors while answers keep coming.
 _LOOK_S = 0.02
-# A pool that has one task and ends this long after its first worker was ready has started no other: two interpreters that
-# boot at once on few cores would have made the first result late. If the first takes long to be ready, they are not waited for.
-_WARM_UP_S = 0.02
-_LONGEST_WARM_UP_S = 0.5
-_STALL_S = 30.0
-_TERMINATE_GRACE_S = 2.0
-_REAPED_ELSEWHERE = 100
-
-
-class Options:
-    """How a pool treats its workers and tasks; see `Pool` for what each means."""
-
-    def __init__(self, **options: Any) -> None:
-        self.retries = 0
-        self.timeout: float | None = None
-        self.grace = 1.0
-        self.max_restarts: int | None = None
-        self.restart_period = 10.0
-        self.hard_memory: int | None = None
-        self.idle_timeout: float | None = None
-        self.on_demand = False
-        self.stall_report: float | None = _STALL_S
-        for name, value in options.items():
-            if not hasattr(self, name):
-                raise TypeError(f"unknown option {name!r}")
-            setattr(self, name, value)
 
 
 class Engine:
@@ -140,43 +108,23 @@ class Engine:
         self._requests = Requests(self._dispatcher, self._lookout)
         self._slowest = Slowest()
         self._delivery = Delivery(table, self._stall, self._stops, self._slowest)
-        self._wids = itertools.count(1)
         # The call whose caller is the collector now.
         self._leader: AsyncResult | None = None
         # Answers that a caller has taken and not acted on.
         self._taken: deque[tuple[Any, ...]] = deque()
-        self._asleep = False
-        self._budget = RestartBudget(
-            max(4, 2 * size) if options.max_restarts is None else options.max_restarts, options.restart_period
-        )
-        now = time.monotonic()
-        self._begun = self._last_look = self._idle_since = now
-        # When the workers are started that nobody is waiting for.
-        self._warm_at = now + _LONGEST_WARM_UP_S
-        self._ledger = Ledger(now)
+        self._last_look = time.monotonic()
         self._shown: set[Any] = set()
-        self._oom_kills: int | None = None  # not counted yet
-        self._launcher = Launcher(context, orders)
-        self._prepared = orders.initializer is not None or orders.worker_init is not None
+        self._crew = Crew(table, self._jobs, self._dispatcher, self._lookout, Launcher(context, orders), options)
         first: list[Member] = []
         # All that can be made before the forks is: after one, each page that is written to must first be copied.
         self._thread = threading.Thread(target=self._run, name="procession-pool", daemon=True)
         _alive.add(self._jobs)
         try:
-            # The others are started by the collector: once there is work for them, or after a moment anyway.
-            self._complete = size == 1 or self._launcher.method not in ("fork", "spawn", "forkserver")
-            for _ in range(size if self._complete else 1):
-                self._launch(first)
-            for member in first:
-                self._admit(member)
+            self._crew.start(first)
             self._thread.start()
         except BaseException:
             self._jobs.state = TERMINATE
-            for member in first:
-                if member.process is not None:
-                    member.process.terminate()
-                    member.process.join()
-                member.close()
+            self._crew.undo(first)
             self._close()
             raise
         self._finalizer = util.Finalize(self, Engine._at_exit, args=(weakref.ref(self),), exitpriority=15)
@@ -253,8 +201,8 @@ class Engine:
             if self._jobs.ended or job.settled:
                 return
             self._scheduler.add_source(job)
-        if self._asleep:
-            self._asleep = False
+        if self._crew.asleep:
+            self._crew.asleep = False
             self.nudge()
         self._dispatcher.pump()
         if self._lookout.parked:
@@ -333,7 +281,7 @@ class Engine:
                 return
             self._leader = job
             self._jobs.open.add(job)
-            self._stall.last_answer = self._idle_since = now = time.monotonic()
+            self._stall.last_answer = self._crew.idle_since = now = time.monotonic()
             self._scheduler.assign_now(worker, unit, now)
         self._dispatcher.send(self.members[worker.wid], [unit])
 
@@ -448,23 +396,19 @@ class Engine:
         if size < 1:
             raise ValueError("Number of processes must be at least 1")
         self.size = self._scheduler.expected = size
-        self._complete = True
+        self._crew.complete = True
         self.nudge()
-
-    def _needed(self) -> int:
-        """Return how many workers there must be."""
-        return min(self.size, max(1, len(self._jobs.open))) if self.options.on_demand else self.size
 
     def processes(self) -> list[Any]:
         """Return the workers' processes; waits until all that are needed have been started."""
-        self._complete = True
+        self._crew.complete = True
         self.nudge()
         here = threading.current_thread() is self._thread
         while (
             not here
             and self.alive
-            and not self._asleep
-            and len(self.members) < self._needed()
+            and not self._crew.asleep
+            and len(self.members) < self._crew.needed
             and self._jobs.state == RUN
         ):
             time.sleep(0.0005)
@@ -512,10 +456,7 @@ class Engine:
 
     def insights(self) -> Insights:
         """Return what the workers have done with their time."""
-        now = time.monotonic()
-        with self._lock:
-            rows = [member.insights(now) for member in self.members.values()]
-        return self._ledger.insights(rows, self._slowest.tasks(), now)
+        return self._crew.insights(self._slowest.tasks())
 
     # -- the collector
 
@@ -532,7 +473,7 @@ class Engine:
         finally:
             try:
                 self._jobs.abandon_all(TaskCancelledError("the pool was terminated"))
-                self._end_workers()
+                self._crew.end()
             finally:
                 self._close()
 
@@ -582,53 +523,12 @@ class Engine:
         with self._lock:
             busy = not self._scheduler.idle
         wait = min(wait, self._dispatcher.tick(now, busy and self._leader is None), self._stops.tick(now, busy))
-        self._adjust(now, busy)
-        if not self._complete:
-            wait = min(wait, max(self._warm_at - now, 0.001))
-        if self.options.idle_timeout is not None and self.members:
-            wait = min(wait, max(self._idle_since + self.options.idle_timeout - now, 0.01))
+        wait = min(wait, self._crew.tick(now, busy))
         for shown in list(self._shown):
             wait = min(wait, shown.tick(now))
             if shown.closed:
                 self._shown.discard(shown)
         return min(wait, self._stall.tick(now, busy))
-
-    def _adjust(self, now: float, busy: bool) -> None:
-        """Start and stop workers until there are as many as there should be."""
-        if self._jobs.state != RUN and not busy:
-            return
-        if busy:
-            self._idle_since = now
-            self._asleep = False
-        elif self.options.idle_timeout is not None and now - self._idle_since >= self.options.idle_timeout:
-            self._asleep = True
-        if self._oom_kills is None and now - self._begun >= _WARM_UP_S:
-            self._oom_kills = _oom_kills()
-        if not self._complete and (self._scheduler.short_of_workers or now >= self._warm_at):
-            self._complete = True
-        staying = [member for member in self.members.values() if not member.leaving]
-        wanted = 0 if self._asleep else self._needed() if self._complete else 1
-        if self.options.on_demand and not self._asleep:
-            wanted = max(wanted, len(staying))
-        while len(staying) < wanted and self._jobs.broken is None:
-            try:
-                staying.append(self._start_worker())
-            except Exception as error:
-                broken = PoolBrokenError(f"no worker could be started: {error}")
-                broken.__cause__ = error
-                self._jobs.give_up(broken)
-                return
-        for member in sorted(staying, key=lambda member: len(member.worker.units))[: max(0, len(staying) - wanted)]:
-            self._dismiss(member)
-        if len(staying) > wanted or busy:
-            self._dispatcher.pump()
-
-    def _dismiss(self, member: Member) -> None:
-        """Have a worker leave after what it has in hand."""
-        with self._lock:
-            member.leaving = True
-            member.worker.accepting = False
-        self._dispatcher.dismiss(member)
 
     # -- what comes in
 
@@ -678,120 +578,20 @@ class Engine:
         member = self.members.get(message[1])
         if kind == m.DIED:
             if member is not None:
-                self._bury(member, now)
+                self._crew.bury(member, now)
         elif kind == m.READY:
             if member is not None:
-                member.ready = member.worker.since = now
-                self._warm_at = min(self._warm_at, now + _WARM_UP_S)
+                self._crew.ready(member, now)
         elif kind == m.FAILED:
             if member is not None:
                 member.error = unpack_error(message[2])
         elif kind == m.LEAVING:
             if member is not None:
-                with self._lock:
-                    member.leaving = True
-                    member.worker.accepting = False
+                self._crew.leaving(member)
         elif kind == m.PONG:
             self._dispatcher.lost(message[1], message[2])
         else:
             self._dispatcher.not_done(message, now)
-
-    # -- workers
-
-    def _launch(self, launched: list[Member]) -> None:
-        """Start a process and append it to `launched`; it can be given work once it is admitted."""
-        wid = next(self._wids)
-        member = Member(wid, Worker(wid), time.monotonic())
-        process = self._launcher.start(wid, member.inbox, self._done, member.cells)
-        member.process = process
-        launched.append(member)
-
-    def _admit(self, member: Member) -> None:
-        member.watch, member.owns_watch = self._launcher.watch(member.process)
-        with self._lock:
-            member.worker = self._scheduler.add_worker(member.wid)
-            self.members[member.wid] = member
-            self._lookout.add(member)
-
-    def _start_worker(self) -> Member:
-        launched: list[Member] = []
-        self._launch(launched)
-        self._admit(launched[0])
-        return launched[0]
-
-    def _bury(self, member: Member, now: float) -> None:
-        """A worker's process has ended and all it had to say has been heard."""
-        process = member.process
-        process.join()
-        for _ in range(_REAPED_ELSEWHERE):
-            if process.exitcode is not None:
-                break
-            # Another thread, in active_children(), has reaped it and is about to say so.
-            time.sleep(0.001)
-        code = process.exitcode
-        with self._dispatcher.sending:
-            undelivered = self._dispatcher.undelivered(member)
-            cells = member.cells
-            index = cells[m.INDEX_CELL] if cells[m.RUNNING_CELL] == cells[m.SEQ_CELL] else None
-            running = (cells[m.SEQ_CELL], index)
-            with self._lock:
-                self._ledger.left(member.insights(now, describe_exit(code) if code else "ended"))
-                self.members.pop(member.wid, None)
-                loss = self._scheduler.worker_left(member.wid, undelivered, running)
-        self._lookout.remove(member)
-        member.close()
-        if loss.unit is not None:
-            self._lost(loss.unit, member, code)
-        if member.leaving:
-            return
-        self._ledger.restarts += 1
-        if member.error is not None:
-            broken = PoolBrokenError(f"the initializer raised {type(member.error).__name__}: {member.error}")
-            broken.__cause__ = member.error
-            self._jobs.give_up(broken)
-            return
-        # A death that costs a task, or one in the midst of many, ends with the tasks; only the others could go on for ever.
-        futile = member.ready is None or not (loss.in_hand or member.worker.items)
-        if (futile or self.options.max_restarts is not None) and not self._budget.spend(now):
-            when = "before it was ready" if member.ready is None else "while it ran a task" if loss.in_hand else "idle"
-            self._jobs.give_up(
-                PoolBrokenError(
-                    f"more than {self._budget.intensity} workers died within {self._budget.period:g} s. The last, "
-                    f"{process.name} (pid {process.pid}), ended with exit code {code} {when}. "
-                    "See max_restarts and restart_period."
-                )
-            )
-
-    def _lost(self, unit: Unit, member: Member, code: int | None) -> None:
-        """A worker died with this unit of one item in its hands."""
-        job = unit.job
-        stop = member.stop
-        unit.deaths += 1
-        if stop is not None and stop.seq != unit.seq and stop.step > 1 and unit.worker is None:
-            # The kill was meant for the one before.
-            unit.deaths -= 1
-            with self._lock:
-                self._scheduler.give_back([unit])
-            return
-        if stop is not None and stop.seq != unit.seq:
-            stop = None  # it died of this one, before the other's end was noticed
-        error: BaseException
-        if stop is not None and stop.error is not None and not isinstance(stop.error, WorkerMemoryError):
-            error = stop.error
-        elif stop is not None and stop.error is None:
-            error = TaskCancelledError("the task was cancelled")
-        elif unit.deaths <= job.retries and not job.settled:
-            with self._lock:
-                self._scheduler.give_back([unit])
-            return
-        elif stop is not None and stop.error is not None:
-            error = stop.error
-        else:
-            kills = _oom_kills()
-            before, self._oom_kills = self._oom_kills, kills
-            oom = code == -signal.SIGKILL and before is not None and kills > before
-            error = WorkerDiedError(unit.call_text(), member.process.name, member.process.pid, code, oom, unit.deaths)
-        job.put_error(unit.first, error)
 
     # -- the end
 
@@ -806,40 +606,10 @@ class Engine:
                 or not self._scheduler.idle
             ):
                 return False
-            members = list(self.members.values())
-        if members:
-            self._launcher.retire()
-        for member in members:
-            if not member.leaving:
-                self._dismiss(member)
-                if member.ready is None and not self._prepared:
-                    # Still importing, for nothing.
-                    member.process.terminate()
-        return not members
-
-    def _end_workers(self) -> None:
-        """SIGTERM, and after a grace SIGKILL."""
-        members = list(self.members.values())
-        for step in (signal.SIGTERM, signal.SIGKILL):
-            for member in members:
-                if member.process.exitcode is None and member.process.pid is not None:
-                    with contextlib.suppress(OSError):
-                        os.kill(member.process.pid, step)
-            deadline = time.monotonic() + _TERMINATE_GRACE_S
-            for member in members:
-                member.process.join(max(0.0, deadline - time.monotonic()) if step == signal.SIGTERM else None)
-            if all(member.process.exitcode is not None for member in members):
-                break
-        now = time.monotonic()
-        for member in members:
-            member.close()
-            with self._lock:
-                self._ledger.left(member.insights(now, "ended"))
-                self.members.pop(member.wid, None)
+        return self._crew.retire()
 
     def _close(self) -> None:
-        self._ledger.close(time.monotonic())
-        self._launcher.close()
+        self._crew.close()
         self._lookout.close()
 
 
@@ -852,9 +622,3 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-def _oom_kills() -> int:
-    from procession._proc.cgroups import oom_kills
-
-    return oom_kills()

@@ -10,7 +10,8 @@ from collections.abc import Sized
 from multiprocessing import pool as _std
 
 from procession._pool import messages as m
-from procession._pool.engine import Engine, Options
+from procession._pool.crew import Options
+from procession._pool.engine import Engine
 from procession._pool.inline import InlineEngine
 from procession._pool.jobs import RUN, TERMINATE
 from procession._pool.results import AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult, Stream
