@@ -1,4 +1,8 @@
-"""Giving units to workers, and taking back what they have not begun."""
+"""Giving units to workers, and taking back what they have not begun.
+
+The main thread gives out too, and may be broken off as it does so. What it has promised and not sent, or sent and lost sight of, is
+found by the *audit*: a worker that says (PONG) to have answered everything up to a unit that is still open has not got it.
+"""
 
 from __future__ import annotations
 

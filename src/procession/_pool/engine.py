@@ -8,34 +8,31 @@
     job.get() ◄── put_value ◄── collector ◄───────── one queue of answers ◄───┘
 
 Every change of what is known about a unit comes out of the queue of answers, the death of a worker too: it is put there when
-its process has ended, and so behind everything the worker has said. Whoever takes from that queue, one at a time, is the
-collector: the engine's thread; or, while it is the only one with something to wait for, the caller of `apply` itself, which
-saves two changes of threads.
+its process has ended, and so behind everything the worker has said.
 
 The main thread may be broken off by a KeyboardInterrupt after any call, and the pool be used on. So it changes nothing but by
 single steps (a deque's `append`, an assignment) or in an order in which each beginning is harmless, and waits at a `Gate`; all
-else it asks the engine's thread to do (`_requests`). An answer it has taken it leaves in `_taken` until it has acted on it.
-What it has promised and not sent, or sent and lost sight of, is found by the *audit*: a worker that says (PONG) to have answered
-everything up to a unit that is still open has not got it.
+else it asks the engine's thread to do (`Requests`). What it has promised and not sent, or sent and lost sight of, is found by the
+audit (`Dispatcher.audit`).
 
-Locks, in the order in which they are taken: `_sending` (what goes into inboxes), `_lock` (the scheduler and the table of members). The
-user's code (pickling, callbacks, iterators) never runs under `_lock`.
+Locks, in the order in which they are taken: `Dispatcher.sending` (what goes into inboxes), `Table.lock` (the scheduler and the
+members). The user's code (pickling, callbacks, iterators) never runs under `Table.lock`.
+
+Here is what callers use, and the parts are put together. Each of them is given the others it needs, and none the engine.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import threading
 import time
 import weakref
-from collections import deque
 from functools import partial
 from multiprocessing import util
-from queue import Empty
 
 from procession._pool import messages as m
+from procession._pool.collector import Collector
 from procession._pool.crew import Crew
 from procession._pool.delivery import Delivery
 from procession._pool.dispatch import Dispatcher
@@ -48,10 +45,8 @@ from procession._pool.launcher import Launcher
 from procession._pool.lookout import LONGEST_SLEEP_S, Lookout
 from procession._pool.member import Table
 from procession._pool.requests import Requests
-from procession._pool.results import HOLD_S
 from procession._pool.stall import Stall
 from procession._pool.stops import Stops
-from procession._proc.results import unpack_error
 from procession._wire import codec
 
 TYPE_CHECKING = False
@@ -63,21 +58,12 @@ if TYPE_CHECKING:
     from procession._pool.crew import Options
     from procession._pool.member import Member
     from procession._pool.results import AsyncResult, Job, Stream
-    from procession._pool.state import Unit, Worker
     from procession._pool.worker import Orders
 
 __all__ = ["Engine"]
 
-# How many answers are taken at once: enough to make the taking cheap, few enough that workers are not kept waiting.
-_BATCH = 256
-# For so long the collector waits on the queue itself, from which it wakes fastest, before it waits for all there is to wait for.
-_HOT_S = 0.0005
 # The collector's first look is this late: until then no worker can have come, and its maker has the first call to send.
 _FIRST_LOOK_S = 0.002
-# For so long it sleeps when nothing will be due; arbitrary.
-_LONGEST_WAIT_S = 3600.0
-# So often the collector looks at descriptors while answers keep coming.
-_LOOK_S = 0.02
 
 
 class Engine:
@@ -108,13 +94,18 @@ class Engine:
         self._requests = Requests(self._dispatcher, self._lookout)
         self._slowest = Slowest()
         self._delivery = Delivery(table, self._stall, self._stops, self._slowest)
-        # The call whose caller is the collector now.
-        self._leader: AsyncResult | None = None
-        # Answers that a caller has taken and not acted on.
-        self._taken: deque[tuple[Any, ...]] = deque()
-        self._last_look = time.monotonic()
-        self._shown: set[Any] = set()
         self._crew = Crew(table, self._jobs, self._dispatcher, self._lookout, Launcher(context, orders), options)
+        self._collector = Collector(
+            table,
+            self._jobs,
+            requests=self._requests,
+            lookout=self._lookout,
+            dispatcher=self._dispatcher,
+            delivery=self._delivery,
+            stops=self._stops,
+            stall=self._stall,
+            crew=self._crew,
+        )
         first: list[Member] = []
         # All that can be made before the forks is: after one, each page that is written to must first be copied.
         self._thread = threading.Thread(target=self._run, name="procession-pool", daemon=True)
@@ -164,7 +155,7 @@ class Engine:
         self._jobs.check()
         job.engine = self
         if job.progress is not None:
-            self._shown.add(job.progress)
+            self._jobs.shown.add(job.progress)
         with self._lock:
             self._jobs.check()  # again: it may have ended meanwhile, and have told those whom it knew
             self._jobs.open.add(job)
@@ -183,7 +174,7 @@ class Engine:
         self._jobs.check()
         stream.engine = self
         if stream.progress is not None:
-            self._shown.add(stream.progress)
+            self._jobs.shown.add(stream.progress)
         feeder = threading.Thread(target=stream.feed, name="procession-input", daemon=True)
         with self._lock:
             self._jobs.check()
@@ -242,84 +233,12 @@ class Engine:
         self._jobs.check()
         self._check_can_wait()
         job.engine = self
-        clean = False
-        try:
-            # What has a deadline is the thread's to watch.
-            if job.timeout is None and self.options.hard_memory is None:
-                with self._dispatcher.sending:
-                    self._begin_alone(job)
-                if self._leader is job:
-                    self._lead(job)
-            clean = True
-        finally:
-            # Up to here nothing has been called since an exception was raised.
-            if self._leader is job:
-                self._leader = None
-            if not clean:
-                self._requests.pending.append(partial(self._forget, job))
-            if self._requests.pending or self._taken or self._jobs.open or self._jobs.state != RUN:
-                self.nudge()
+        # What has a deadline is the thread's to watch.
+        if job.timeout is None and self.options.hard_memory is None:
+            self._collector.lead(job)
         if not job.begun:
             self.submit(job)
         return job.get()
-
-    def _forget(self, job: AsyncResult) -> None:
-        """The caller of a job has been broken off while it was the collector."""
-        job.abandon(TaskCancelledError("its caller was interrupted"))
-        self._drop(job)
-        self._dispatcher.audit(time.monotonic(), 0.0)
-
-    def _begin_alone(self, job: AsyncResult) -> None:
-        """Give a call to an idle worker and make its caller the collector, if nothing else is going on."""
-        with self._lock:
-            self._jobs.check()
-            if self._leader is not None or self._taken or self._requests.pending or not self._scheduler.idle:
-                return
-            worker = self._idle_worker()
-            unit = None if worker is None else job.next_unit(1)
-            if worker is None or unit is None:
-                return
-            self._leader = job
-            self._jobs.open.add(job)
-            self._stall.last_answer = self._crew.idle_since = now = time.monotonic()
-            self._scheduler.assign_now(worker, unit, now)
-        self._dispatcher.send(self.members[worker.wid], [unit])
-
-    def _lead(self, job: AsyncResult) -> None:
-        """Collect until `job` has its result, or a message comes that is not for it and so for the engine's thread."""
-        taken, take = self._taken, self._done.get
-        while not job.settled:
-            try:
-                # All in C: what is taken is noted, with nothing in between.
-                taken.extend(map(take, (True,), (LONGEST_SLEEP_S,)))
-                message = taken[0]
-            except (Empty, IndexError):
-                if self._jobs.ended:
-                    return
-                if not job.waited_for:
-                    # A long one: from now on the collector looks around as well.
-                    job.waited_for += 1
-                    self.nudge()
-                continue
-            if message[0] <= m.ERROR:
-                unit = self._scheduler.inflight.get(message[2])
-                if unit is None or unit.job is not job:
-                    return
-                with self._lock:
-                    self._scheduler.answered(message[2], time.monotonic(), message[4])
-                self._delivery.deliver([(unit, message)])
-            elif message[0] in (m.READY, m.NUDGE):
-                self._event(message, time.monotonic())
-            else:
-                return
-            with contextlib.suppress(ValueError):
-                taken.remove(message)
-
-    def _idle_worker(self) -> Worker | None:
-        for member in self.members.values():
-            if member.worker.accepting and not member.worker.units:
-                return member.worker
-        return None
 
     def nudge(self) -> None:
         """Have the collector look around."""
@@ -380,7 +299,7 @@ class Engine:
     def settled(self, job: Job) -> None:
         """A job has its result."""
         self._jobs.open.discard(job)
-        if job is self._leader and threading.get_ident() == self._thread.ident:
+        if job is self._collector.leader and threading.get_ident() == self._thread.ident:
             # The collector had been waiting for answers when its caller began to, and got this one.
             self._done.put((m.NUDGE,))
         function = job.function
@@ -464,7 +383,7 @@ class Engine:
         try:
             # Whoever made the pool goes on first: only then does this thread let go of the interpreter's lock.
             self._lookout.sleep(_FIRST_LOOK_S)
-            while self._step():
+            while self._collector.step():
                 pass
         except BaseException as error:
             # A fault of ours: whoever waits must hear of it.
@@ -476,137 +395,6 @@ class Engine:
                 self._crew.end()
             finally:
                 self._close()
-
-    def _step(self) -> bool:
-        """Look around once; False when there is nothing left to do."""
-        messages: list[Any] = []
-        active = False
-        if self._requests.pending:
-            self._requests.see_to()
-        if self._leader is None:
-            if self._taken:
-                left = [self._taken.popleft() for _ in range(len(self._taken))]
-                self._process(left)
-            starting = any(member.ready is None for member in list(self.members.values()))
-            active = starting or not self._scheduler.idle
-            with contextlib.suppress(Empty):
-                messages = self._done.get_many(_BATCH, True, _HOT_S if active else 0.0)
-            if messages:
-                self._process(messages)
-        now = time.monotonic()
-        if messages and now - self._last_look < (HOLD_S if self._jobs.streams else _LOOK_S):
-            return True
-        self._last_look = now
-        if self._jobs.ended:
-            return False
-        timeout = self._on_time(now)
-        if self._jobs.state == CLOSE and self._may_leave():
-            return False
-        self._sleep(0.0 if messages else timeout, active)
-        return True
-
-    def _sleep(self, timeout: float, active: bool) -> None:
-        """Sleep until something happens: an answer, a death, a nudge, or `timeout` seconds."""
-        lookout = self._lookout
-        if active:
-            timeout = min(timeout, lookout.listen())
-        if self._leader is not None:
-            timeout = min(timeout, 1.0)  # it may be broken off, and not come to say so
-        lookout.parked, lookout.sleeping = not active, True
-        if self._requests.pending or self._taken or (not active and self._leader is None and not self._scheduler.idle):
-            timeout = 0.0  # given to it meanwhile, by one who saw it awake
-        lookout.sleep(timeout)
-
-    def _on_time(self, now: float) -> float:
-        """Do what is due; return how long nothing will be."""
-        wait = min(self._jobs.tick(now), _LONGEST_WAIT_S)
-        with self._lock:
-            busy = not self._scheduler.idle
-        wait = min(wait, self._dispatcher.tick(now, busy and self._leader is None), self._stops.tick(now, busy))
-        wait = min(wait, self._crew.tick(now, busy))
-        for shown in list(self._shown):
-            wait = min(wait, shown.tick(now))
-            if shown.closed:
-                self._shown.discard(shown)
-        return min(wait, self._stall.tick(now, busy))
-
-    # -- what comes in
-
-    def _process(self, messages: list[tuple[Any, ...]]) -> None:
-        """Act on messages, in their order."""
-        now = time.monotonic()
-        outcomes: list[tuple[Unit, tuple[Any, ...]]] = []
-        later: list[tuple[int, tuple[Any, ...]]] = []
-        answered = self._scheduler.answered
-        with self._lock:
-            for message in messages:
-                kind = message[0]
-                if kind <= m.ERROR:
-                    unit = answered(message[2], now, message[4])
-                    if unit is not None:
-                        outcomes.append((unit, message))
-                elif kind == m.VALUES:
-                    self._part(message, now, outcomes)
-                else:
-                    # These change the order of things: what came before must have been acted on.
-                    later.append((len(outcomes), message))
-        done = 0
-        for until, message in later:
-            self._delivery.deliver(outcomes[done:until])
-            done = until
-            self._event(message, now)
-        self._delivery.deliver(outcomes[done:])
-        self._dispatcher.pump()
-
-    def _part(self, message: tuple[Any, ...], now: float, outcomes: list[Any]) -> None:
-        seq, spent = message[2], message[6]
-        unit = self._scheduler.inflight.get(seq)
-        if unit is None:
-            return
-        last = message[7] == unit.count
-        if unit.worker is not None:
-            unit.worker.busy_ns += spent
-            unit.worker.items += unit.count - 1 if last else 0
-        if last:
-            self._scheduler.answered(seq, now)
-        outcomes.append((unit, message))
-
-    def _event(self, message: tuple[Any, ...], now: float) -> None:
-        kind = message[0]
-        if kind == m.NUDGE:
-            return
-        member = self.members.get(message[1])
-        if kind == m.DIED:
-            if member is not None:
-                self._crew.bury(member, now)
-        elif kind == m.READY:
-            if member is not None:
-                self._crew.ready(member, now)
-        elif kind == m.FAILED:
-            if member is not None:
-                member.error = unpack_error(message[2])
-        elif kind == m.LEAVING:
-            if member is not None:
-                self._crew.leaving(member)
-        elif kind == m.PONG:
-            self._dispatcher.lost(message[1], message[2])
-        else:
-            self._dispatcher.not_done(message, now)
-
-    # -- the end
-
-    def _may_leave(self) -> bool:
-        """After close(): all is done; the workers have been told to leave, and have left."""
-        with self._lock:
-            if (
-                self._requests.pending
-                or self._taken
-                or self._leader is not None
-                or self._jobs.streams
-                or not self._scheduler.idle
-            ):
-                return False
-        return self._crew.retire()
 
     def _close(self) -> None:
         self._crew.close()

@@ -10,6 +10,7 @@ from procession._pool.errors import TaskCancelledError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import threading
+    from typing import Any
 
     from procession._pool.errors import PoolBrokenError
     from procession._pool.results import Job, Stream
@@ -31,6 +32,7 @@ class Jobs:
         forked: This process is a fork of the pool's owner.
         open: The jobs without a result.
         streams: Those of them whose input has not been read to its end.
+        shown: Displays of their progress.
     """
 
     def __init__(self, lock: threading.Lock) -> None:
@@ -39,6 +41,7 @@ class Jobs:
         self.forked = False
         self.open: set[Job] = set()
         self.streams: set[Stream] = set()
+        self.shown: set[Any] = set()
         self._forsaken: deque[Stream] = deque()
         self._lock = lock
 
@@ -84,8 +87,6 @@ class Jobs:
         self.open.discard(job)
         self.streams.discard(job)
 
-    # -- streams
-
     def release_streams(self, all_of_them: bool) -> None:
         """Nobody will consume while the pool is joined: let streams run to their end, or end those that may have none."""
         with self._lock:
@@ -102,7 +103,7 @@ class Jobs:
         self._forsaken.append(stream)
 
     def tick(self, now: float) -> float:
-        """Close the streams that are forsaken, have what others held back given out; return when to do so again, in seconds."""
+        """Close streams that are forsaken, have what others held back given out, show progress; return when next, in seconds."""
         while self._forsaken:
             self._forsaken.popleft().close()
         wait = math.inf
@@ -110,4 +111,8 @@ class Jobs:
             if stream.iterator is not None and stream.iterator() is None:
                 stream.close()  # broken off before it could be given to anybody, or as it said good-bye
             wait = min(wait, stream.held_until(now))
+        for shown in list(self.shown):
+            wait = min(wait, shown.tick(now))
+            if shown.closed:
+                self.shown.discard(shown)
         return wait
