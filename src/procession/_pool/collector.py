@@ -17,7 +17,7 @@ from procession._pool import messages as m
 from procession._pool.errors import TaskCancelledError
 from procession._pool.jobs import CLOSE, RUN
 from procession._pool.lookout import LONGEST_SLEEP_S
-from procession._pool.results import HOLD_S
+from procession._pool.stream import HOLD_S
 from procession._proc.results import unpack_error
 
 TYPE_CHECKING = False

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from procession._pool.insights import Slowest
+    from procession._pool.jobs import Job
     from procession._pool.member import Table
-    from procession._pool.results import Job
     from procession._pool.stall import Stall
     from procession._pool.state import Unit
     from procession._pool.stops import Stops

@@ -56,8 +56,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from procession._pool.crew import Options
+    from procession._pool.jobs import Job
     from procession._pool.member import Member
-    from procession._pool.results import AsyncResult, Job, Stream
+    from procession._pool.results import AsyncResult
+    from procession._pool.stream import Stream
     from procession._pool.worker import Orders
 
 __all__ = ["Engine"]

@@ -23,10 +23,10 @@ from multiprocessing import util
 from procession._pool import messages as m
 from procession._pool.engine import Engine
 from procession._pool.errors import PoolBrokenError, TaskCancelledError, UnpicklingFailedError
+from procession._pool.functions import describe_call
 from procession._pool.gate import Gate
-from procession._pool.jobs import RUN, TERMINATE
+from procession._pool.jobs import RUN, TERMINATE, Job
 from procession._pool.pool import orders_and_options
-from procession._pool.results import Job, describe_call
 from procession._pool.state import Unit
 from procession._wire import codec
 

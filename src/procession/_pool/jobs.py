@@ -1,10 +1,16 @@
-"""The jobs of a pool, and whether it takes more of them."""
+"""What was asked of a pool, and whether it takes more.
+
+A job is both ends of a call: the *source* from which the scheduler takes units (`next_unit`), and the *result* the caller
+holds. Values come in by `put_value`, `put_values` and `put_error`, always from one thread at a time, that which
+collects; a job that is settled ignores what comes late.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 
+from procession._errors import RemoteError
 from procession._pool.errors import TaskCancelledError
 
 TYPE_CHECKING = False
@@ -13,11 +19,111 @@ if TYPE_CHECKING:
     from typing import Any
 
     from procession._pool.errors import PoolBrokenError
-    from procession._pool.results import Job, Stream
+    from procession._pool.functions import Function
+    from procession._pool.state import Unit
+    from procession._pool.stream import Stream
 
-__all__ = ["CLOSE", "RUN", "TERMINATE", "Jobs"]
+__all__ = ["CLOSE", "RUN", "TERMINATE", "Job", "Jobs"]
 
 RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
+
+# A chunk is made to take about this long: long against what a message costs (a few us), short against what a death costs.
+CHUNK_S = 0.0015
+MOST_ITEMS = 1 << 16
+
+
+class Job:
+    """What single calls, mappings and streams have in common.
+
+    Attributes:
+        function: What is called.
+        priority: Higher goes first.
+        in_order: Long units are not given out in advance, so that each is begun in its turn.
+        timeout: Seconds each item may take; None for no limit.
+        retries: How many more workers may die of an item.
+        unit_seconds: How long its units take, a moving average; None before the first answer.
+        owner: The pool, which is not collected as garbage while it has something to do.
+        settled: It has its result; what comes now is ignored.
+        unpickling_error: What is raised when a result cannot be unpickled here.
+    """
+
+    unpickling_error: type[RemoteError] = RemoteError
+
+    function: Function
+    priority = 0
+    timeout: float | None = None
+    retries = 0
+    seed: int | None = None
+    unit_seconds: float | None = None
+    item_seconds: float | None = None
+    settled = False
+    engine: Any = None
+    return_errors = False
+    progress: Any = None
+    waited_for = 0
+    in_order = False
+    owner: Any = None
+
+    def next_unit(self, workers: int) -> Unit | None:
+        """Return the next unit to be done, None if there is none now."""
+        raise NotImplementedError
+
+    def next_units(self, most: int, workers: int) -> list[Unit]:
+        """Return the next units to be done, up to `most` of them; none if there are none now."""
+        units: list[Unit] = []
+        while len(units) < most:
+            unit = self.next_unit(workers)
+            if unit is None:
+                break
+            units.append(unit)
+        return units
+
+    def observe(self, items: int, seconds: float) -> None:
+        """Take in that `items` took `seconds`."""
+        each = seconds / items
+        before = self.item_seconds
+        self.item_seconds = each if before is None else 0.7 * before + 0.3 * each
+        self.unit_seconds = (
+            self.item_seconds * items if before is None else 0.7 * (self.unit_seconds or 0) + 0.3 * seconds
+        )
+
+    def chunk(self, remaining: int, workers: int) -> int:
+        """Choose the size of the next chunk when `remaining` items are left."""
+        each = self.item_seconds
+        if each is None or self.timeout is not None:
+            return 1
+        wanted = MOST_ITEMS if each * MOST_ITEMS < CHUNK_S else int(CHUNK_S / each)
+        return int(max(1, min(wanted, math.ceil(remaining / (2 * workers)), self.engine.most_items)))
+
+    def call_text(self, unit: Unit) -> str:
+        """Describe the call that a unit of one item is."""
+        return self.function.describe(unit.items if unit.single else unit.items[0])
+
+    def put_value(self, index: int, value: Any) -> None:
+        """Item `index` returned `value`."""
+        raise NotImplementedError
+
+    def put_values(self, first: int, values: list[Any]) -> None:
+        """The items from `first` on returned `values`."""
+        for i, value in enumerate(values):
+            self.put_value(first + i, value)
+
+    def put_each(self, outcomes: list[tuple[int, Any]]) -> None:
+        """The items of these indices returned these values."""
+        for index, value in outcomes:
+            self.put_value(index, value)
+
+    def put_error(self, index: int, error: BaseException) -> None:
+        """Item `index` failed."""
+        raise NotImplementedError
+
+    def refused(self, error: BaseException) -> BaseException:
+        """Return what is said when a worker could not unpickle an item, but got `error`."""
+        return error
+
+    def abandon(self, error: BaseException) -> None:
+        """Nothing more will come: whoever waits gets `error`."""
+        raise NotImplementedError
 
 
 class Jobs:

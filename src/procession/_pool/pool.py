@@ -13,8 +13,10 @@ from procession._pool import messages as m
 from procession._pool.crew import Options
 from procession._pool.engine import Engine
 from procession._pool.inline import InlineEngine
+from procession._pool.iterators import IMapIterator, IMapUnorderedIterator
 from procession._pool.jobs import RUN, TERMINATE
-from procession._pool.results import AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult, Stream
+from procession._pool.results import AsyncResult, MapResult
+from procession._pool.stream import Stream
 from procession._pool.worker import Orders
 
 TYPE_CHECKING = False

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from procession._pool.dispatch import Dispatcher
-    from procession._pool.jobs import Jobs
+    from procession._pool.jobs import Job, Jobs
     from procession._pool.member import Member, Table
-    from procession._pool.results import Job
 
 __all__ = ["Stops"]
 
