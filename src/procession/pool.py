@@ -7,8 +7,9 @@ from multiprocessing.pool import MaybeEncodingError, ThreadPool
 
 from procession import context as _context
 from procession._errors import RemoteTraceback
+from procession._pool.iterators import IMapIterator, IMapUnorderedIterator
 from procession._pool.pool import Pool as _Pool
-from procession._pool.results import AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult
+from procession._pool.results import AsyncResult, MapResult
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

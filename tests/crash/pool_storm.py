@@ -179,7 +179,7 @@ class Storm:
     def _dump(self):
         engine = self.pool._engine
         scheduler = engine._scheduler
-        print("state", engine.state, "broken", engine.broken, "led", engine._led, file=sys.stderr)
+        print("state", engine.state, "broken", engine.broken, "led", engine._collector.leader, file=sys.stderr)
         for member in engine.members.values():
             units = [(unit.seq, unit.first, unit.count, unit.offset) for unit in member.worker.units]
             print(member.process, member.ready, list(member.cells), units, member.inbox.qsize(), file=sys.stderr)

@@ -614,7 +614,7 @@ def test_who_waits_when_the_pool_is_terminated_is_told(ctx, wait_until):
     threads = [threading.Thread(target=wait_for, args=(call,)) for call in calls]
     for thread in threads:
         thread.start()
-    wait_until(lambda: len(pool._engine._jobs) == len(calls), "all of them waiting")
+    wait_until(lambda: len(pool._engine.jobs) == len(calls), "all of them waiting")
     pool.terminate()
     for thread in threads:
         thread.join()

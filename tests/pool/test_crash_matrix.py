@@ -333,7 +333,7 @@ def test_when_the_maker_of_workers_is_killed_its_workers_go_on(victim, wait_unti
         wait_until(lambda: not first & {worker.pid for worker in pool._pool}, "none but workers of the template")
         second = {worker.pid for worker in pool._pool}
         running = pool.map_async(causes.sleep, [0.5] * 6, chunksize=1)
-        template = pool._engine._launcher._template
+        template = pool._engine._crew._launcher._template
         os.kill(forkserver._forkserver._forkserver_pid if template is None else template.pid, signal.SIGKILL)
         assert len(running.get(60)) == 6
         # Idle for longer than it takes a worker to look whether the pool's process is there.

@@ -378,9 +378,9 @@ def test_a_pool_that_was_idle_for_long_has_not_stalled(call, told) -> None:
     event.set()
     with procession.Pool(1, take_gate, (event,)) as pool:
         pool.map(square, [1])
-        pool._engine._last_answer -= 1000
+        pool._engine._stall.last_answer -= 1000
         WAITS[call](pool)
-        pool._engine._last_answer -= 1000
+        pool._engine._stall.last_answer -= 1000
         WAITS[call](pool)
     assert told.lines() == []
 

@@ -350,7 +350,7 @@ def test_it_is_drawn_while_nothing_finishes(wait_until) -> None:
 
         job = pool.map_async(nap, [60])
         job.progress = p.Progress(Painter(), 1, "nap")
-        pool._engine._shown.add(job.progress)
+        pool._engine._jobs.shown.add(job.progress)
         pool._engine.nudge()
         wait_until(lambda: len(shown) >= 3, "three drawings")
         assert set(shown) == {0}

@@ -8,167 +8,64 @@
     job.get() ◄── put_value ◄── collector ◄───────── one queue of answers ◄───┘
 
 Every change of what is known about a unit comes out of the queue of answers, the death of a worker too: it is put there when
-its process has ended, and so behind everything the worker has said. Whoever takes from that queue, one at a time, is the
-collector: the engine's thread; or, while it is the only one with something to wait for, the caller of `apply` itself, which
-saves two changes of threads.
+its process has ended, and so behind everything the worker has said.
 
 The main thread may be broken off by a KeyboardInterrupt after any call, and the pool be used on. So it changes nothing but by
 single steps (a deque's `append`, an assignment) or in an order in which each beginning is harmless, and waits at a `Gate`; all
-else it asks the engine's thread to do (`_requests`). An answer it has taken it leaves in `_taken` until it has acted on it.
-What it has promised and not sent, or sent and lost sight of, is found by the *audit*: a worker that says (PONG) to have answered
-everything up to a unit that is still open has not got it.
+else it asks the engine's thread to do (`Requests`). What it has promised and not sent, or sent and lost sight of, is found by the
+audit (`Dispatcher.audit`).
 
-Locks, in the order in which they are taken: `_sending` (what goes into inboxes), `_lock` (the scheduler and the table of members). The
-user's code (pickling, callbacks, iterators) never runs under `_lock`.
+Locks, in the order in which they are taken: `Dispatcher.sending` (what goes into inboxes), `Table.lock` (the scheduler and the
+members). The user's code (pickling, callbacks, iterators) never runs under `Table.lock`.
+
+Here is what callers use, and the parts are put together. Each of them is given the others it needs, and none the engine.
 """
 
 from __future__ import annotations
 
-import _thread
-import contextlib
-import heapq
-import itertools
-import math
 import os
-import select
-import signal
 import sys
 import threading
 import time
 import weakref
-from collections import deque
 from functools import partial
 from multiprocessing import util
-from queue import Empty
 
-from procession import _native
-from procession._errors import describe_exit
 from procession._pool import messages as m
-from procession._pool.errors import (
-    PoolBrokenError,
-    TaskCancelledError,
-    TaskTimeoutError,
-    WorkerDiedError,
-    WorkerMemoryError,
-)
+from procession._pool.collector import Collector
+from procession._pool.crew import Crew
+from procession._pool.delivery import Delivery
+from procession._pool.dispatch import Dispatcher
+from procession._pool.errors import PoolBrokenError, TaskCancelledError
 from procession._pool.functions import Registry
 from procession._pool.gate import Gate
-from procession._pool.insights import Insights, Ledger, SlowTask, WorkerInsights
+from procession._pool.insights import Insights, Slowest
+from procession._pool.jobs import CLOSE, RUN, TERMINATE, Jobs
 from procession._pool.launcher import Launcher
-from procession._pool.restart import RestartBudget
-from procession._pool.results import HOLD_S
-from procession._pool.state import Scheduler, Unit, Worker
-from procession._pool.worker import FLUSH_NS, Orders, last_words, resident_bytes
-from procession._proc.results import unpack_error
+from procession._pool.lookout import LONGEST_SLEEP_S, Lookout
+from procession._pool.member import Table
+from procession._pool.requests import Requests
+from procession._pool.stall import Stall
+from procession._pool.stops import Stops
 from procession._wire import codec
-from procession._wire.queues import Queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from typing import Any
 
-    from procession._pool.functions import Function
-    from procession._pool.results import AsyncResult, Job, Stream
+    from procession._pool.crew import Options
+    from procession._pool.jobs import Job
+    from procession._pool.member import Member
+    from procession._pool.results import AsyncResult
+    from procession._pool.stream import Stream
+    from procession._pool.worker import Orders
 
-__all__ = ["CLOSE", "RUN", "TERMINATE", "Engine", "Options"]
+__all__ = ["Engine"]
 
-RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
-
-# How many answers are taken at once: enough to make the taking cheap, few enough that workers are not kept waiting.
-_BATCH = 256
-# For so long the collector waits on the queue itself, from which it wakes fastest, before it waits for all there is to wait for.
-_HOT_S = 0.0005
 # The collector's first look is this late: until then no worker can have come, and its maker has the first call to send.
-_FIRST_LOOK_MS = 2
-# A bell can fail, so nobody relies on one for longer than this.
-_LONGEST_SLEEP_S = 0.25
-# So often the collector looks at descriptors while answers keep coming.
-_LOOK_S = 0.02
-# So long nothing may be heard of a worker that has something before it is asked where it is.
-_AUDIT_S = 0.25
-# An idle worker takes over from one that is this long at its task.
-_PATIENCE_S = 0.001
-_MEMORY_LOOK_S = 0.1
-# A pool that has one task and ends this long after its first worker was ready has started no other: two interpreters that
-# boot at once on few cores would have made the first result late. If the first takes long to be ready, they are not waited for.
-_WARM_UP_S = 0.02
-_LONGEST_WARM_UP_S = 0.5
-_STALL_S = 30.0
-# When nothing goes on and nobody waits for it, somebody may begin to: so often is looked.
-_STALL_LOOK_S = 1.0
-# So many workers are described in the one line that is said then.
-_STALL_WORKERS = 8
-# Insights name this many tasks, none of them shorter than this.
-_SLOWEST = 5
-_SLOW_NS = 1_000_000
-_TERMINATE_GRACE_S = 2.0
-_REAPED_ELSEWHERE = 100
-
-# What a call raises when it is broken off: by SIGINT, or by what the user's handler of SIGTERM does.
-_BROKEN_OFF = ("KeyboardInterrupt", "SystemExit")
-
-# Messages of the parent to itself, beside DIED and NUDGE.
-_UNSENT, _SPLIT = 100, 101
-
-
-class Options:
-    """How a pool treats its workers and tasks; see `Pool` for what each means."""
-
-    def __init__(self, **options: Any) -> None:
-        self.retries = 0
-        self.timeout: float | None = None
-        self.grace = 1.0
-        self.max_restarts: int | None = None
-        self.restart_period = 10.0
-        self.hard_memory: int | None = None
-        self.idle_timeout: float | None = None
-        self.on_demand = False
-        self.stall_report: float | None = _STALL_S
-        for name, value in options.items():
-            if not hasattr(self, name):
-                raise TypeError(f"unknown option {name!r}")
-            setattr(self, name, value)
-
-
-class _Stop:
-    """A unit that is being broken off: SIGINT, after a grace SIGTERM, after another SIGKILL."""
-
-    __slots__ = ("due", "error", "seq", "step")
-
-    def __init__(self, seq: int, error: BaseException | None, due: float) -> None:
-        self.seq = seq
-        self.error = error
-        self.step = 0
-        self.due = due
-
-
-class Member:
-    """A worker as the parent knows it: its process, its inbox, and what it has done so far."""
-
-    def __init__(self, wid: int, worker: Worker, now: float) -> None:
-        self.wid = wid
-        self.worker = worker
-        self.inbox: Queue[Any] = Queue()
-        self.cells = _native.Cells(m.CELLS)
-        self.process: Any = None
-        self.watch = -1
-        self.owns_watch = False
-        # Functions it knows, and those of them that nobody will call again.
-        self.defined: set[int] = set()
-        self.forgotten: deque[int] = deque()
-        self.stop: _Stop | None = None
-        self.leaving = False
-        self.error: BaseException | None = None
-        self.started = now
-        self.ready: float | None = None
-        # The last unit it had when it was asked where it is.
-        self.asked = 0
-
-    def close(self) -> None:
-        if self.owns_watch and self.watch >= 0:
-            os.close(self.watch)
-        self.watch = -1
+_FIRST_LOOK_S = 0.002
 
 
 class Engine:
@@ -189,68 +86,38 @@ class Engine:
         self.options = options
         self.most_items = orders.most_items or sys.maxsize
         self.functions = Registry(orders.main_by_value)
-        self.state = RUN
-        self.broken: BaseException | None = None
-        self.members: dict[int, Member] = {}
-        self._scheduler = Scheduler()
-        self._scheduler.expected = size
-        self._lock = threading.Lock()
-        self._sending = threading.RLock()
-        self._jobs: set[Job] = set()
-        self._streams: set[Stream] = set()
-        self._done: Queue[Any] = Queue()
-        self._wids = itertools.count(1)
-        # The call whose caller is the collector now.
-        self._leader: AsyncResult | None = None
-        # Answers that a caller has taken and not acted on; what the engine's thread is to do.
-        self._taken: deque[tuple[Any, ...]] = deque()
-        self._requests: deque[Callable[[], object]] = deque()
-        self._parked = self._sleeping = False
-        self._calling_back: list[None] = []  # one for each callback that is running
-        self._audited = 0.0
-        self._forked = False
-        self._asleep = False
-        self._failures: dict[int, Exception] = {}
-        self._budget = RestartBudget(
-            max(4, 2 * size) if options.max_restarts is None else options.max_restarts, options.restart_period
+        table = Table(size)
+        self.members, self._scheduler, self._lock, self._done = table.members, table.scheduler, table.lock, table.done
+        self._jobs = Jobs(table.lock)
+        self._dispatcher = Dispatcher(table, self._jobs, orders.main_by_value)
+        self._stall = Stall(table, self._jobs, options.stall_report)
+        self._stops = Stops(table, self._jobs, self._dispatcher, options.grace, options.hard_memory)
+        self._lookout = Lookout(table)
+        self._requests = Requests(self._dispatcher, self._lookout)
+        self._slowest = Slowest()
+        self._delivery = Delivery(table, self._stall, self._stops, self._slowest)
+        self._crew = Crew(table, self._jobs, self._dispatcher, self._lookout, Launcher(context, orders), options)
+        self._collector = Collector(
+            table,
+            self._jobs,
+            requests=self._requests,
+            lookout=self._lookout,
+            dispatcher=self._dispatcher,
+            delivery=self._delivery,
+            stops=self._stops,
+            stall=self._stall,
+            crew=self._crew,
         )
-        self._slowest: list[tuple[int, int, str]] = []
-        now = time.monotonic()
-        self._begun = self._last_answer = self._last_look = self._memory_looked = self._idle_since = now
-        # When the workers are started that nobody is waiting for.
-        self._warm_at = now + _LONGEST_WARM_UP_S
-        self._stall_said = self._was_busy = False
-        self._joining = 0
-        self._forsaken: deque[Stream] = deque()
-        self._ledger = Ledger(now)
-        self._shown: set[Any] = set()
-        self._bell_fd = -1
-        self._oom_kills: int | None = None  # not counted yet
-        self._watched: dict[int, Member] = {}
-        self._poll = select.poll()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poll.register(self._wake, select.POLLIN)
-        self._launcher = Launcher(context, orders)
-        self._prepared = orders.initializer is not None or orders.worker_init is not None
         first: list[Member] = []
         # All that can be made before the forks is: after one, each page that is written to must first be copied.
         self._thread = threading.Thread(target=self._run, name="procession-pool", daemon=True)
-        _engines.add(self)
+        _alive.add(self._jobs)
         try:
-            # The others are started by the collector: once there is work for them, or after a moment anyway.
-            self._complete = size == 1 or self._launcher.method not in ("fork", "spawn", "forkserver")
-            for _ in range(size if self._complete else 1):
-                self._launch(first)
-            for member in first:
-                self._admit(member)
+            self._crew.start(first)
             self._thread.start()
         except BaseException:
-            self.state = TERMINATE
-            for member in first:
-                if member.process is not None:
-                    member.process.terminate()
-                    member.process.join()
-                member.close()
+            self._jobs.state = TERMINATE
+            self._crew.undo(first)
             self._close()
             raise
         self._finalizer = util.Finalize(self, Engine._at_exit, args=(weakref.ref(self),), exitpriority=15)
@@ -258,98 +125,90 @@ class Engine:
     # -- for callers
 
     def check(self) -> None:
-        """Raise what stands in the way of a new job.
+        """Raise what stands in the way of a new job; see `Jobs.check`."""
+        self._jobs.check()
 
-        Raises:
-            ValueError: The pool is closed or terminated.
-            PoolBrokenError: It has given up.
-            RuntimeError: This process is a fork of the pool's owner.
-        """
-        if self._forked:
-            raise RuntimeError(
-                "this pool was made before this process was forked, and belongs to the parent. "
-                "Make a pool of its own in the child."
-            )
-        if self.broken is not None:
-            raise self.broken.with_traceback(None)
-        if self.state != RUN:
-            raise ValueError("Pool not running")
+    @property
+    def state(self) -> str:
+        """RUN, CLOSE or TERMINATE."""
+        return self._jobs.state
+
+    @state.setter
+    def state(self, state: str) -> None:
+        self._jobs.state = state
+
+    @property
+    def broken(self) -> BaseException | None:
+        """Why it has given up."""
+        return self._jobs.broken
+
+    @property
+    def forked(self) -> bool:
+        """This process is a fork of its owner."""
+        return self._jobs.forked
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs without a result."""
+        return list(self._jobs.open)
 
     def submit(self, job: Job) -> None:
         """Have a job done; returns at once."""
-        self.check()
+        self._jobs.check()
         job.engine = self
         if job.progress is not None:
-            self._shown.add(job.progress)
+            self._jobs.shown.add(job.progress)
         with self._lock:
-            self.check()  # again: it may have ended meanwhile, and have told those whom it knew
-            self._jobs.add(job)
-            self._requests.append(partial(self._accept, job))
-        self._wake_up()
+            self._jobs.check()  # again: it may have ended meanwhile, and have told those whom it knew
+            self._jobs.open.add(job)
+            self._requests.pending.append(partial(self._accept, job))
+        self._requests.wake_up()
 
     def _accept(self, job: Job) -> None:
         with self._lock:
             if not job.settled:
                 if self._scheduler.idle:
-                    self._last_answer = time.monotonic()
+                    self._stall.last_answer = time.monotonic()
                 self._scheduler.add_source(job)
 
     def submit_stream(self, stream: Stream) -> None:
         """Have a stream's input read and its items done."""
-        self.check()
+        self._jobs.check()
         stream.engine = self
         if stream.progress is not None:
-            self._shown.add(stream.progress)
+            self._jobs.shown.add(stream.progress)
         feeder = threading.Thread(target=stream.feed, name="procession-input", daemon=True)
         with self._lock:
-            self.check()
-            self._jobs.add(stream)
-            self._streams.add(stream)
-            self._requests.append(feeder.start)
+            self._jobs.check()
+            self._jobs.open.add(stream)
+            self._jobs.streams.add(stream)
+            self._requests.pending.append(feeder.start)
         # Its input may give nothing for long, which is seen by who looks around.
-        self._wake_up()
+        self._requests.wake_up()
 
     def source_ready(self, job: Stream) -> None:
         """A stream has something to give out, or its input is at its end; said by its feeder."""
         with self._lock:
             if job.input_ended:
-                self._streams.discard(job)
-            if self.state == TERMINATE or self.broken is not None or job.settled:
+                self._jobs.streams.discard(job)
+            if self._jobs.ended or job.settled:
                 return
             self._scheduler.add_source(job)
-        if self._asleep:
-            self._asleep = False
+        if self._crew.asleep:
+            self._crew.asleep = False
             self.nudge()
-        self._pump()
-        if self._parked:
-            self._parked = False
+        self._dispatcher.pump()
+        if self._lookout.parked:
+            self._lookout.parked = False
             self.nudge()
 
     def look_soon(self) -> None:
         """Have the collector look whether a stream holds something back."""
-        if self._sleeping:
-            self._sleeping = False
-            self.nudge()
+        self._lookout.rouse()
 
-    def _wake_up(self) -> None:
-        """Have the requests seen to: by the engine's thread, or, while a callback keeps that, by one for this alone."""
-        if self._calling_back:
-            # Not by threading, which would wait for its start, in Python.
-            _thread.start_new_thread(self._see_to_requests, ())
-        elif self._sleeping:
-            self._sleeping = False
-            self.nudge()
-
-    @contextlib.contextmanager
-    def calling_back(self) -> Iterator[None]:
-        """Around what may take its time, or wait for something that the main thread has yet to ask for."""
-        self._calling_back.append(None)
-        try:
-            if self._requests:
-                self._see_to_requests()
-            yield
-        finally:
-            self._calling_back.pop()
+    def calling_back(self) -> AbstractContextManager[None]:
+        """Around a callback; see `Requests.calling_back`."""
+        return self._requests.calling_back()
 
     def _have_done(self, action: Callable[[], object]) -> None:
         """Do `action`, in the engine's thread where it might be broken off here; return when it is done."""
@@ -366,120 +225,38 @@ class Engine:
                 done.append(True)
                 gate.open()
 
-        self._requests.append(act)
-        self._wake_up()
-        while not gate.wait(lambda: done, _LONGEST_SLEEP_S) and self.alive:
+        self._requests.pending.append(act)
+        self._requests.wake_up()
+        while not gate.wait(lambda: done, LONGEST_SLEEP_S) and self.alive:
             self.nudge()
 
     def call(self, job: AsyncResult) -> Any:
         """Have a call done and return its result; the fast way, if nobody else is waiting for anything."""
-        self.check()
+        self._jobs.check()
         self._check_can_wait()
         job.engine = self
-        clean = False
-        try:
-            # What has a deadline is the thread's to watch.
-            if job.timeout is None and self.options.hard_memory is None:
-                with self._sending:
-                    self._begin_alone(job)
-                if self._leader is job:
-                    self._lead(job)
-            clean = True
-        finally:
-            # Up to here nothing has been called since an exception was raised.
-            if self._leader is job:
-                self._leader = None
-            if not clean:
-                self._requests.append(partial(self._forget, job))
-            if self._requests or self._taken or self._jobs or self.state != RUN:
-                self.nudge()
+        # What has a deadline is the thread's to watch.
+        if job.timeout is None and self.options.hard_memory is None:
+            self._collector.lead(job)
         if not job.begun:
             self.submit(job)
         return job.get()
 
-    def _forget(self, job: AsyncResult) -> None:
-        """The caller of a job has been broken off while it was the collector."""
-        job.abandon(TaskCancelledError("its caller was interrupted"))
-        self._drop(job)
-        self._audit(time.monotonic(), 0.0)
-
-    def _begin_alone(self, job: AsyncResult) -> None:
-        """Give a call to an idle worker and make its caller the collector, if nothing else is going on."""
-        with self._lock:
-            self.check()
-            if self._leader is not None or self._taken or self._requests or not self._scheduler.idle:
-                return
-            worker = self._idle_worker()
-            unit = None if worker is None else job.next_unit(1)
-            if worker is None or unit is None:
-                return
-            self._leader = job
-            self._jobs.add(job)
-            self._last_answer = self._idle_since = now = time.monotonic()
-            self._scheduler.assign_now(worker, unit, now)
-        self._send(self.members[worker.wid], [unit])
-
-    def _lead(self, job: AsyncResult) -> None:
-        """Collect until `job` has its result, or a message comes that is not for it and so for the engine's thread."""
-        taken, take = self._taken, self._done.get
-        while not job.settled:
-            try:
-                # All in C: what is taken is noted, with nothing in between.
-                taken.extend(map(take, (True,), (_LONGEST_SLEEP_S,)))
-                message = taken[0]
-            except (Empty, IndexError):
-                if self.state == TERMINATE or self.broken is not None:
-                    return
-                if not job.waited_for:
-                    # A long one: from now on the collector looks around as well.
-                    job.waited_for += 1
-                    self.nudge()
-                continue
-            if message[0] <= m.ERROR:
-                unit = self._scheduler.inflight.get(message[2])
-                if unit is None or unit.job is not job:
-                    return
-                with self._lock:
-                    self._scheduler.answered(message[2], time.monotonic(), message[4])
-                self._deliver([(unit, message)])
-            elif message[0] in (m.READY, m.NUDGE):
-                self._event(message, time.monotonic())
-            else:
-                return
-            with contextlib.suppress(ValueError):
-                taken.remove(message)
-
-    def _idle_worker(self) -> Worker | None:
-        for member in self.members.values():
-            if member.worker.accepting and not member.worker.units:
-                return member.worker
-        return None
-
-    def _audit(self, now: float, patience: float) -> None:
-        """Ask the workers of which nothing has been heard for so long where they are; forget what has its result."""
-        self._audited = now
-        for job in list(self._jobs):
-            if job.settled:
-                self._jobs.discard(job)
-        with self._sending, contextlib.suppress(MemoryError):  # what had been given out has been sent, or is lost
-            for member in list(self.members.values()):
-                units = member.worker.units
-                if units and member.asked != units[-1].seq and now - member.worker.since >= patience:
-                    member.inbox.put((m.PING, units[-1].seq))
-                    member.asked = units[-1].seq
-
     def nudge(self) -> None:
         """Have the collector look around."""
-        with contextlib.suppress(OSError, ValueError):
-            os.eventfd_write(self._wake, 1)
+        self._lookout.nudge()
 
     def wait(self, gate: Gate, passed: Callable[[], object], timeout: float | None) -> bool:
         """Wait until `passed()`, which is looked at when `gate` opens; False if `timeout` seconds have gone by."""
         if timeout is None:
             self._check_can_wait()
-        if self._requests:
+        if self._requests.pending:
             self.nudge()
         return gate.wait(passed, timeout)
+
+    def pump(self) -> None:
+        """Have what was submitted given to the workers that have room; returns when it has been."""
+        self._have_done(self._dispatcher.pump)
 
     def _check_can_wait(self) -> None:
         if threading.current_thread() is self._thread:
@@ -495,46 +272,36 @@ class Engine:
         self._have_done(partial(self._cancel, job))
         return job.settled
 
+    def take_back(self, job: Job) -> bool:
+        """Take back a call that a worker has been given; False if it has begun with it."""
+        taken = self._dispatcher.take_back(job)
+        if taken:
+            self.nudge()
+        return taken
+
     def _cancel(self, job: Job) -> None:
         job.abandon(TaskCancelledError(f"{job.function.name}() was cancelled"))
         self._drop(job)
 
     def drop(self, job: Job) -> None:
         """Nobody wants the results of a job any more."""
-        if not self._forked:
+        if not self._jobs.forked:
             self._have_done(partial(self._drop, job))
 
     def _drop(self, job: Job) -> None:
-        with self._lock:
-            self._jobs.discard(job)
-            self._streams.discard(job)
-            units = self._scheduler.withdraw(job)
-            holders = {unit.worker.wid for unit in units if unit.worker is not None}
-        if not holders:
-            self.nudge()
-            return
-        for wid in holders:
-            self._recall(wid)
-        now = time.monotonic()
-        with self._lock:
-            for unit in units:
-                if unit.worker is not None and unit.seq in self._scheduler.inflight:
-                    member = self.members.get(unit.worker.wid)
-                    if member is not None and member.stop is None:
-                        member.stop = _Stop(unit.seq, None, now)
-        self._pump()
+        self._stops.drop(job)
         self.nudge()
 
     def forsake(self, stream: Stream) -> None:
         """The iterator over a stream is gone. The garbage collector says so, at any place: no lock can be taken here."""
-        if not self._forked:
-            self._forsaken.append(stream)
+        if not self._jobs.forked:
+            self._jobs.forsake(stream)
             self.nudge()
 
     def settled(self, job: Job) -> None:
         """A job has its result."""
-        self._jobs.discard(job)
-        if job is self._leader and threading.get_ident() == self._thread.ident:
+        self._jobs.open.discard(job)
+        if job is self._collector.leader and threading.get_ident() == self._thread.ident:
             # The collector had been waiting for answers when its caller began to, and got this one.
             self._done.put((m.NUDGE,))
         function = job.function
@@ -546,59 +313,54 @@ class Engine:
 
     def resize(self, size: int) -> None:
         """Have `size` workers from now on: more are started, those too many leave after what they have in hand."""
-        self.check()
+        self._jobs.check()
         if size < 1:
             raise ValueError("Number of processes must be at least 1")
         self.size = self._scheduler.expected = size
-        self._complete = True
+        self._crew.complete = True
         self.nudge()
-
-    def _needed(self) -> int:
-        """Return how many workers there must be."""
-        return min(self.size, max(1, len(self._jobs))) if self.options.on_demand else self.size
 
     def processes(self) -> list[Any]:
         """Return the workers' processes; waits until all that are needed have been started."""
-        self._complete = True
+        self._crew.complete = True
         self.nudge()
         here = threading.current_thread() is self._thread
-        while not here and self.alive and not self._asleep and len(self.members) < self._needed() and self.state == RUN:
+        while (
+            not here
+            and self.alive
+            and not self._crew.asleep
+            and len(self.members) < self._crew.needed
+            and self._jobs.state == RUN
+        ):
             time.sleep(0.0005)
         return [member.process for member in list(self.members.values())]
 
     def close(self) -> None:
         """Take no more jobs; the workers leave when all is done."""
-        if self.state == RUN:
-            self.state = CLOSE
+        if self._jobs.state == RUN:
+            self._jobs.state = CLOSE
             self.nudge()
 
     def release_streams(self, all_of_them: bool) -> None:
-        """Nobody will consume while the pool is joined: let streams run to their end, or end those that may have none."""
-        with self._lock:
-            streams = list(self._streams)
-        for stream in streams:
-            if stream.sized or all_of_them:
-                stream.unlimited = True
-                stream.make_room()
-            else:
-                stream.abandon(TaskCancelledError("the pool was left before all of the stream was consumed"))
+        """Nobody will consume while the pool is joined; see `Jobs.release_streams`."""
+        self._jobs.release_streams(all_of_them)
 
     def terminate(self) -> None:
         """Drop all jobs and end the workers; returns when they have ended, unless called by a callback."""
-        if self._forked:
+        if self._jobs.forked:
             return
-        self.state = TERMINATE
+        self._jobs.state = TERMINATE
         self.nudge()
         self.join()
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the workers have left after `close` or `terminate`."""
         if threading.current_thread() is not self._thread:
-            self._joining += 1
+            self._stall.joining += 1
             try:
                 self._thread.join(timeout)
             finally:
-                self._joining -= 1
+                self._stall.joining -= 1
             if not self._thread.is_alive():
                 self._finalizer.cancel()
 
@@ -610,881 +372,43 @@ class Engine:
     @staticmethod
     def _at_exit(reference: weakref.ref[Engine]) -> None:
         engine = reference()
-        if engine is not None and not engine._forked:
+        if engine is not None and not engine.forked:
             engine.terminate()
 
     def insights(self) -> Insights:
         """Return what the workers have done with their time."""
-        now = time.monotonic()
-        with self._lock:
-            rows = [self._told(member, now) for member in self.members.values()]
-        slowest = [SlowTask(spent * 1e-9, call) for spent, _, call in list(self._slowest)]
-        return self._ledger.insights(rows, slowest, now)
-
-    @staticmethod
-    def _told(member: Member, now: float, end: str | None = None) -> WorkerInsights:
-        """Tell about a worker; `end` is how it ended."""
-        worker = member.worker
-        items, working = worker.items, worker.busy_ns * 1e-9
-        state = "leaving" if member.leaving else "starting" if member.ready is None else "waiting"
-        if worker.units and member.ready is not None:
-            # What is in its hands has not been counted yet.
-            items += worker.units[0].offset
-            working += max(0.0, now - max(worker.since, member.ready))
-            state = "working" if state == "waiting" else state
-        return WorkerInsights.measured(
-            member.process.name,
-            member.process.pid,
-            end or state,
-            items,
-            lived=now - member.started,
-            starting=None if member.ready is None else member.ready - member.started,
-            working=working,
-        )
-
-    # -- giving work out
-
-    def _pump(self) -> None:
-        """Give units to the workers that have room."""
-        if self.state == TERMINATE or self.broken is not None:
-            return
-        with self._sending:
-            with self._lock:
-                plan = self._scheduler.plan(time.monotonic())
-            for worker, units in plan:
-                self._send(self.members[worker.wid], units)
-
-    def _send(self, member: Member, units: list[Unit]) -> None:
-        """Put units into a worker's inbox; what goes wrong with one comes out of the queue of answers."""
-        out: list[tuple[Any, ...]] = []
-        while member.forgotten:
-            out.append((m.FORGET, member.forgotten.popleft()))
-        new: set[int] = set()
-        for unit in units:
-            function = unit.job.function
-            try:
-                if function.fid not in member.defined and function.fid not in new:
-                    out.append(function.message())
-                    new.add(function.fid)
-                if unit.single and unit.data is None and type(unit.items) in m.PLAIN:
-                    out.append((m.ITEM, unit.seq, function.fid, unit.first, unit.items))
-                else:
-                    out.append(self._message(unit))
-            except Exception as error:
-                self._unsent(member, unit, error)
-        try:
-            member.inbox.put_many(out)
-        except MemoryError:
-            self._send_one_by_one(member, out, new)
-        member.defined |= new
-
-    def _message(self, unit: Unit) -> tuple[Any, ...]:
-        fid = unit.job.function.fid
-        if not unit.single:
-            data = codec.encode_items(unit.items, main_by_value=self.functions.main_by_value)
-            return (m.CHUNK, unit.seq, fid, unit.first, data)
-        if unit.data is None:
-            if m.is_plain(unit.items):
-                return (m.ITEM, unit.seq, fid, unit.first, unit.items)
-            unit.data = codec.encode(unit.items, main_by_value=self.functions.main_by_value)
-        return (m.PICKLED, unit.seq, fid, unit.first, unit.data)
-
-    def _unsent(self, member: Member, unit: Unit, error: Exception) -> None:
-        if unit.count > 1:
-            self._done.put((_SPLIT, member.wid, unit.seq))
-            return
-        self._failures[unit.seq] = error
-        self._done.put((_UNSENT, member.wid, unit.seq))
-
-    def _send_one_by_one(self, member: Member, out: list[tuple[Any, ...]], new: set[int]) -> None:
-        """Shared memory is full: what has room goes, and the rest has its error."""
-        there = {message[1] for message in self._peek(member)}
-        for message in out:
-            kind, number = message[0], message[1]
-            if number in there:
-                continue
-            try:
-                member.inbox.put(message)
-            except MemoryError as error:
-                if kind == m.DEFINE:
-                    new.discard(number)
-                    continue
-                unit = self._scheduler.inflight.get(number)
-                if unit is not None:
-                    self._failures[number] = error
-                    self._done.put((_UNSENT, member.wid, number))
-
-    def _peek(self, member: Member) -> list[tuple[Any, ...]]:
-        """Return what lies in an inbox, by taking it and putting it back."""
-        found = self._drain(member)
-        if found:
-            member.inbox.put_many(found)
-        return found
-
-    @staticmethod
-    def _drain(member: Member) -> list[tuple[Any, ...]]:
-        found: list[tuple[Any, ...]] = []
-        with contextlib.suppress(Empty):
-            while True:
-                found.extend(member.inbox.get_many(_BATCH, False))
-        return found
-
-    def _recall(self, wid: int) -> None:
-        """Take back what a worker has not taken yet, and let the scheduler decide anew."""
-        with self._sending:
-            member = self.members.get(wid)
-            if member is None:
-                return
-            found = self._drain(member)
-            keep = [message for message in found if message[0] not in (m.ITEM, m.PICKLED, m.CHUNK)]
-            if keep:
-                member.inbox.put_many(keep)
-            with self._lock:
-                units = self._scheduler.take_back([msg[1] for msg in found if msg[0] in (m.ITEM, m.PICKLED, m.CHUNK)])
-                self._scheduler.give_back([unit for unit in units if not unit.job.settled])
+        return self._crew.insights(self._slowest.tasks())
 
     # -- the collector
 
     def _run(self) -> None:
         try:
             # Whoever made the pool goes on first: only then does this thread let go of the interpreter's lock.
-            self._poll.poll(_FIRST_LOOK_MS)
-            while self._step():
+            self._lookout.sleep(_FIRST_LOOK_S)
+            while self._collector.step():
                 pass
         except BaseException as error:
             # A fault of ours: whoever waits must hear of it.
             sys.excepthook(type(error), error, error.__traceback__)
-            self._break(PoolBrokenError(f"the pool's own thread failed: {error!r}"))
+            self._jobs.give_up(PoolBrokenError(f"the pool's own thread failed: {error!r}"))
         finally:
             try:
-                self._abandon_all(TaskCancelledError("the pool was terminated"))
-                self._end_workers()
+                self._jobs.abandon_all(TaskCancelledError("the pool was terminated"))
+                self._crew.end()
             finally:
                 self._close()
 
-    def _step(self) -> bool:
-        """Look around once; False when there is nothing left to do."""
-        messages: list[Any] = []
-        active = False
-        if self._requests:
-            self._see_to_requests()
-        if self._leader is None:
-            if self._taken:
-                left = [self._taken.popleft() for _ in range(len(self._taken))]
-                self._process(left)
-            starting = any(member.ready is None for member in list(self.members.values()))
-            active = starting or not self._scheduler.idle
-            with contextlib.suppress(Empty):
-                messages = self._done.get_many(_BATCH, True, _HOT_S if active else 0.0)
-            if messages:
-                self._process(messages)
-        now = time.monotonic()
-        if messages and now - self._last_look < (HOLD_S if self._streams else _LOOK_S):
-            return True
-        self._last_look = now
-        if self.state == TERMINATE or self.broken is not None:
-            return False
-        timeout = self._on_time(now)
-        if self.state == CLOSE and self._may_leave():
-            return False
-        self._watch(0.0 if messages else timeout, active)
-        return True
-
-    def _see_to_requests(self) -> None:
-        with contextlib.suppress(IndexError):
-            while True:
-                self._guarded(self._requests.popleft())
-        self._pump()
-
-    def _watch(self, timeout: float, active: bool) -> None:
-        """Sleep until something happens: an answer, a death, a nudge, or `timeout` seconds."""
-        bell = -1
-        if active:
-            try:
-                bell = self._done._reader.fileno()
-            except OSError:
-                timeout = min(timeout, 0.01)
-            else:
-                timeout = min(timeout, _LONGEST_SLEEP_S)
-                if bell != self._bell_fd:
-                    self._bell_fd = bell
-                    self._poll.register(bell, select.POLLIN)
-        if self._leader is not None:
-            timeout = min(timeout, 1.0)  # it may be broken off, and not come to say so
-        self._parked, self._sleeping = not active, True
-        if self._requests or self._taken or (self._parked and self._leader is None and not self._scheduler.idle):
-            timeout = 0.0  # given to it meanwhile, by one who saw it awake
-        for fd, _ in self._poll.poll(math_ceil_ms(timeout)):
-            if fd == self._wake:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake)
-            elif fd == self._bell_fd:
-                self._done._bell.drain()
-            else:
-                member = self._watched.pop(fd, None)
-                self._poll.unregister(fd)
-                if member is not None:
-                    self._done.put((m.DIED, member.wid))
-        self._parked = self._sleeping = False
-
-    def _on_time(self, now: float) -> float:
-        """Do what is due; return how long nothing will be."""
-        while self._forsaken:
-            self._forsaken.popleft().close()
-        held = math.inf
-        for stream in list(self._streams):
-            if stream.iterator is not None and stream.iterator() is None:
-                stream.close()  # broken off before it could be given to anybody, or as it said good-bye
-            held = min(held, stream.held_until(now))
-        wait = min(held, self.options.stall_report or 3600.0)
-        with self._lock:
-            members = list(self.members.values())
-            for member in members:
-                units = member.worker.units
-                if member.stop is None and units and units[0].job.settled:
-                    # Nobody wants it any more, but it had been taken before it could be taken back.
-                    member.stop = _Stop(units[0].seq, None, now)
-                elif member.stop is None and units and member.ready is not None:
-                    limit = units[0].job.timeout
-                    if limit is not None:
-                        left = member.worker.since + limit - now
-                        if left <= 0:
-                            text = self._text(units[0], member)
-                            member.stop = _Stop(units[0].seq, TaskTimeoutError(text, limit), now)
-                        else:
-                            wait = min(wait, max(left, 0.001))
-            unbalanced = self._scheduler.unbalanced
-            stalled = self._scheduler.stalled(now, _PATIENCE_S) if unbalanced else None
-            waiting = self._scheduler.waiting
-            busy = not self._scheduler.idle
-        if busy and self._leader is None and now - self._audited >= _AUDIT_S:
-            self._audit(now, _AUDIT_S)
-        if unbalanced:
-            wait = min(wait, _PATIENCE_S)
-        if stalled is not None:
-            self._recall(stalled.wid)
-            self._pump()
-        for member in members:
-            if member.stop is not None:
-                wait = min(wait, self._advance(member, now))
-        if self.options.hard_memory is not None and busy:
-            self._check_memory(members, now)
-            wait = min(wait, _MEMORY_LOOK_S)
-        self._adjust(now, busy)
-        if not self._complete:
-            wait = min(wait, max(self._warm_at - now, 0.001))
-        if self.options.idle_timeout is not None and self.members:
-            wait = min(wait, max(self._idle_since + self.options.idle_timeout - now, 0.01))
-        for shown in list(self._shown):
-            wait = min(wait, shown.tick(now))
-            if shown.closed:
-                self._shown.discard(shown)
-        if self.options.stall_report is not None:
-            busy = busy or waiting or bool(self._streams)
-            if busy and not self._was_busy:
-                self._last_answer = now  # there was nothing to answer
-            self._was_busy = busy
-            if busy:
-                wait = min(wait, self._report_stall(now, self.options.stall_report, members))
-        return wait
-
-    def _advance(self, member: Member, now: float) -> float:
-        """Take the next step of breaking off a unit; return the seconds until the one after."""
-        stop = member.stop
-        if stop is None:
-            return 3600.0
-        if stop.seq not in self._scheduler.inflight:
-            if stop.step > 1 and now < stop.due:
-                return stop.due - now  # it may die of the signal yet, and what it has now is not to blame
-            member.stop = None
-            member.cells[m.CANCEL_CELL] = 0
-            return 3600.0
-        if now < stop.due:
-            return stop.due - now
-        pid = member.process.pid
-        if member.cells[m.SEQ_CELL] != stop.seq or (stop.step and member.cells[m.UNANSWERED_CELL] != stop.seq):
-            # Not begun yet, or over already.
-            stop.due = now + 0.005
-            return 0.005
-        with contextlib.suppress(ProcessLookupError):
-            if stop.step == 0:
-                member.cells[m.CANCEL_CELL] = stop.seq
-                if stop.error is None:
-                    # All of it, not only the item that runs.
-                    member.cells[m.DROP_CELL] = stop.seq
-                os.kill(pid, signal.SIGINT)
-            elif stop.step == 1:
-                os.kill(pid, signal.SIGTERM)
-            else:
-                os.kill(pid, signal.SIGKILL)
-        stop.step += 1
-        stop.due = now + self.options.grace
-        return self.options.grace
-
-    def _check_memory(self, members: list[Member], now: float) -> None:
-        if now - self._memory_looked < _MEMORY_LOOK_S:
-            return
-        self._memory_looked = now
-        limit = self.options.hard_memory or 0
-        for member in members:
-            if not member.worker.units or member.process.pid is None:
-                continue
-            used = resident_bytes(member.process.pid)
-            if used > limit:
-                unit = member.worker.units[0]
-                error = WorkerMemoryError(
-                    self._text(unit, member), member.process.name, member.process.pid, limit, used
-                )
-                member.stop = _Stop(unit.seq, error, now + 3600)
-                member.stop.step = 3
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(member.process.pid, signal.SIGKILL)
-
-    def _adjust(self, now: float, busy: bool) -> None:
-        """Start and stop workers until there are as many as there should be."""
-        if self.state != RUN and not busy:
-            return
-        if busy:
-            self._idle_since = now
-            self._asleep = False
-        elif self.options.idle_timeout is not None and now - self._idle_since >= self.options.idle_timeout:
-            self._asleep = True
-        if self._oom_kills is None and now - self._begun >= _WARM_UP_S:
-            self._oom_kills = _oom_kills()
-        if not self._complete and (self._scheduler.short_of_workers or now >= self._warm_at):
-            self._complete = True
-        staying = [member for member in self.members.values() if not member.leaving]
-        wanted = 0 if self._asleep else self._needed() if self._complete else 1
-        if self.options.on_demand and not self._asleep:
-            wanted = max(wanted, len(staying))
-        while len(staying) < wanted and self.broken is None:
-            try:
-                staying.append(self._start_worker())
-            except Exception as error:
-                broken = PoolBrokenError(f"no worker could be started: {error}")
-                broken.__cause__ = error
-                self._break(broken)
-                return
-        for member in sorted(staying, key=lambda member: len(member.worker.units))[: max(0, len(staying) - wanted)]:
-            self._dismiss(member)
-        if len(staying) > wanted or busy:
-            self._pump()
-
-    def _dismiss(self, member: Member) -> None:
-        """Have a worker leave after what it has in hand."""
-        with self._lock:
-            member.leaving = True
-            member.worker.accepting = False
-        with self._sending:
-            member.inbox.put((m.STOP,))
-
-    def _report_stall(self, now: float, patience: float, members: list[Member]) -> float:
-        """Say once that nothing goes on, if there is somebody who waits; return after how many seconds to look again."""
-        left = self._last_answer + patience - now
-        if left > 0:
-            return left
-        if self._stall_said:
-            return 3600.0
-        if self._joining or any(job.waited_for for job in list(self._jobs)):
-            self._stall_said = True
-            # There may be no stderr, or a closed one.
-            with contextlib.suppress(Exception):
-                sys.stderr.write(f"procession: {self.describe_stall(now, members)}\n")
-                sys.stderr.flush()
-        return min(patience, _STALL_LOOK_S)
-
-    def describe_stall(self, now: float, members: list[Member]) -> str:
-        """Say in one line who does what since when."""
-        with self._lock:
-            held, waiting = len(self._scheduler.inflight), self._scheduler.waiting
-            doing = [
-                (member, member.worker.units[0] if member.worker.units else None, now - member.worker.since)
-                for member in members
-            ]
-        doing.sort(key=lambda one: (one[1] is None, -one[2]))
-        parts = []
-        for member, unit, seconds in doing[:_STALL_WORKERS]:
-            if member.ready is None:
-                what = f"starting for {now - member.started:.0f} s"
-            else:
-                what = "waiting" if unit is None else f"{self._text(unit, member)} for {seconds:.0f} s"
-            parts.append(f"{member.process.name} (pid {member.process.pid}): {what}")
-        if len(doing) > len(parts):
-            parts.append(f"and {len(doing) - len(parts)} more workers")
-        if held:
-            tasks = f"{held} {'is' if held == 1 else 'are'} with workers"
-        else:
-            tasks = "no worker takes one" if waiting else "the input has given nothing to do"
-        text = f"no task has finished for {now - self._last_answer:.0f} s, {tasks}. {'; '.join(parts)}"
-        return " ".join(text.split())
-
-    @staticmethod
-    def _text(unit: Unit, member: Member) -> str:
-        """Describe the call that a worker is at."""
-        try:
-            if unit.single:
-                return str(unit.job.call_text(unit))
-            index = member.cells[m.INDEX_CELL] if member.cells[m.SEQ_CELL] == unit.seq else unit.offset
-            return str(unit.job.call_text(unit.part(index, index + 1)))
-        except Exception:
-            return f"{unit.job.function.name}(...)"
-
-    # -- what comes in
-
-    def _process(self, messages: list[tuple[Any, ...]]) -> None:
-        """Act on messages, in their order."""
-        now = time.monotonic()
-        outcomes: list[tuple[Unit, tuple[Any, ...]]] = []
-        later: list[tuple[int, tuple[Any, ...]]] = []
-        answered = self._scheduler.answered
-        with self._lock:
-            for message in messages:
-                kind = message[0]
-                if kind <= m.ERROR:
-                    unit = answered(message[2], now, message[4])
-                    if unit is not None:
-                        outcomes.append((unit, message))
-                elif kind == m.VALUES:
-                    self._part(message, now, outcomes)
-                else:
-                    # These change the order of things: what came before must have been acted on.
-                    later.append((len(outcomes), message))
-        done = 0
-        for until, message in later:
-            self._deliver(outcomes[done:until])
-            done = until
-            self._event(message, now)
-        self._deliver(outcomes[done:])
-        self._pump()
-
-    def _part(self, message: tuple[Any, ...], now: float, outcomes: list[Any]) -> None:
-        seq, spent = message[2], message[6]
-        unit = self._scheduler.inflight.get(seq)
-        if unit is None:
-            return
-        last = message[7] == unit.count
-        if unit.worker is not None:
-            unit.worker.busy_ns += spent
-            unit.worker.items += unit.count - 1 if last else 0
-        if last:
-            self._scheduler.answered(seq, now)
-        outcomes.append((unit, message))
-
-    def _deliver(self, outcomes: list[tuple[Unit, tuple[Any, ...]]]) -> None:
-        """Hand results over; the user's code runs here (unpickling, callbacks)."""
-        if not outcomes:
-            return
-        self._last_answer = time.monotonic()
-        self._stall_said = False
-        at, count = 0, len(outcomes)
-        while at < count:
-            unit, message = outcomes[at]
-            job = unit.job
-            if message[0] == m.VALUE:
-                # The many small ones of one job, all at once.
-                values = [(unit.first, message[3])]
-                spent = longest = message[4]
-                at += 1
-                while at < count:
-                    unit, message = outcomes[at]
-                    if message[0] != m.VALUE or unit.job is not job:
-                        break
-                    values.append((unit.first, message[3]))
-                    ns = message[4]
-                    spent += ns
-                    longest = max(longest, ns)
-                    at += 1
-                if longest >= _SLOW_NS:
-                    for unit, message in outcomes[at - len(values) : at]:
-                        self._remember(message[4], unit)
-                self._guarded(job.put_each, values)
-            else:
-                at += 1
-                spent = message[4] if message[0] <= m.ERROR else message[6]
-                values = [unit]  # type: ignore[list-item]
-                if message[0] == m.VALUE_PICKLED:
-                    self._guarded(self._deliver_pickled, unit, message)
-                elif message[0] == m.ERROR:
-                    self._guarded(self._failed, unit, message)
-                else:
-                    self._guarded(self._deliver_part, unit, message)
-                    continue
-                self._remember(spent, unit)
-            seconds = spent * 1e-9
-            job.function.observe(seconds / len(values))
-            job.observe(len(values), seconds)
-
-    @staticmethod
-    def _guarded(deliver: Callable[..., object], *args: Any) -> None:
-        try:
-            deliver(*args)
-        except Exception as error:
-            with contextlib.suppress(Exception):  # there may be no stderr
-                sys.excepthook(type(error), error, error.__traceback__)
-
-    @staticmethod
-    def _deliver_pickled(unit: Unit, message: tuple[Any, ...]) -> None:
-        value, error = _loaded(unit.job, message[3])
-        if error is None:
-            unit.job.put_value(unit.first, value)
-        else:
-            unit.job.put_error(unit.first, error)
-
-    def _remember(self, spent: int, unit: Unit) -> None:
-        if spent < _SLOW_NS or (len(self._slowest) == _SLOWEST and spent <= self._slowest[0][0]):
-            return
-        entry = (spent, unit.seq, self._described(unit))
-        if len(self._slowest) < _SLOWEST:
-            heapq.heappush(self._slowest, entry)
-        else:
-            heapq.heappushpop(self._slowest, entry)
-
-    @staticmethod
-    def _described(unit: Unit) -> str:
-        try:
-            return str(unit.job.call_text(unit))
-        except Exception:
-            return str(unit.job.function.name)
-
-    def _failed(self, unit: Unit, message: tuple[Any, ...]) -> None:
-        wid, seq, packed = message[1], message[2], message[3]
-        error = self._stopped(wid, seq, packed) or unpack_error(packed)
-        for index in range(unit.offset, unit.count):
-            unit.job.put_error(unit.first + index, error)
-
-    def _stopped(self, wid: int, seq: int, packed: tuple[Any, ...]) -> BaseException | None:
-        """Return the error a unit was broken off with, if this exception is our doing."""
-        member = self.members.get(wid)
-        if member is None or member.stop is None or member.stop.seq != seq or packed[2] not in _BROKEN_OFF:
-            return None
-        error = member.stop.error or TaskCancelledError("the task was cancelled")
-        member.stop = None
-        member.cells[m.CANCEL_CELL] = 0
-        return error
-
-    def _deliver_part(self, unit: Unit, message: tuple[Any, ...]) -> None:
-        _, wid, seq, start, data, errors, spent, stop = message
-        job = unit.job
-        if stop < unit.count:
-            with self._lock:
-                self._scheduler.progressed(seq, stop, time.monotonic())
-            unit.offset = stop  # also where the unit's end is in the same batch
-        values, error = _loaded(job, data, codec.decode_items)
-        if error is not None:
-            self._load_each(unit, message, error)
-            return
-        if values:
-            job.observe(len(values), spent * 1e-9)
-            # Only its last item can have been long: a part ends when it has taken that much.
-            longest = spent if len(values) == 1 else spent - FLUSH_NS
-            if longest >= _SLOW_NS:
-                at = start + len(values) - 1
-                self._remember(longest, unit.part(at, at + 1))
-        if errors is None:
-            job.put_values(unit.first + start, values)
-            return
-        for index, value in enumerate(values, start):
-            packed = errors.get(index)
-            if packed is None:
-                job.put_value(unit.first + index, value)
-            else:
-                job.put_error(unit.first + index, self._stopped(wid, seq, packed) or unpack_error(packed))
-
-    def _load_each(self, unit: Unit, message: tuple[Any, ...], error: BaseException) -> None:
-        """One of a part's results cannot be unpickled here: have its items done one by one, to know which."""
-        _, wid, seq, start, _, errors, _, stop = message
-        job = unit.job
-        known = errors or {}
-        for index in range(start, stop):
-            if index in known:
-                job.put_error(unit.first + index, self._stopped(wid, seq, known[index]) or unpack_error(known[index]))
-            elif stop - start == 1:
-                job.put_error(unit.first + index, error)
-        if stop - start > 1 and not job.settled:
-            with self._lock:
-                self._scheduler.give_back([unit.part(at, at + 1) for at in range(start, stop) if at not in known])
-
-    def _event(self, message: tuple[Any, ...], now: float) -> None:
-        kind = message[0]
-        if kind == m.NUDGE:
-            return
-        member = self.members.get(message[1])
-        if kind == m.DIED:
-            if member is not None:
-                self._bury(member, now)
-        elif kind == m.READY:
-            if member is not None:
-                member.ready = member.worker.since = now
-                self._warm_at = min(self._warm_at, now + _WARM_UP_S)
-        elif kind == m.FAILED:
-            if member is not None:
-                member.error = unpack_error(message[2])
-        elif kind == m.LEAVING:
-            if member is not None:
-                with self._lock:
-                    member.leaving = True
-                    member.worker.accepting = False
-        elif kind == m.PONG:
-            self._drop_lost(message[1], message[2])
-        else:
-            self._not_done(message, now)
-
-    def _not_done(self, message: tuple[Any, ...], now: float) -> None:
-        """A unit came back without having been run."""
-        kind, seq = message[0], message[2]
-        with self._lock:
-            unit = self._scheduler.answered(seq, now)
-        failure = self._failures.pop(seq, None)
-        if unit is None:
-            return
-        if kind == m.NO_FUNCTION and self._send_again(unit.job.function, message[4]):
-            with self._lock:
-                self._scheduler.give_back([unit])
-            return
-        if unit.count > 1 and kind in (_SPLIT, m.REFUSED):
-            with self._lock:
-                self._scheduler.give_back([_single(unit, i) for i in range(unit.count)])
-            return
-        error: BaseException = failure or unpack_error(message[3])
-        if kind == m.REFUSED:
-            error = unit.job.refused(error)
-        for index in range(unit.offset, unit.count):
-            unit.job.put_error(unit.first + index, error)
-
-    @staticmethod
-    def _send_again(function: Function, fid: int) -> bool:
-        """A worker does not have a function under the number `fid`; tell whether there is another way to send it."""
-        if fid == function.fid:
-            if function.by_value:
-                return False
-            function.send_by_value()
-            try:
-                function.message()
-            except Exception:
-                return False
-        return True  # or was sent as code meanwhile
-
-    def _drop_lost(self, wid: int, until: int) -> None:
-        """The worker has answered all up to `until`: what is still open of it, an interrupted caller has not sent or has lost."""
-        with self._lock:
-            member = self.members.get(wid)
-            if member is None:
-                return
-            lost = [unit for unit in member.worker.units if unit.seq <= until]
-            for unit in lost:
-                self._scheduler.answered(unit.seq, time.monotonic())
-            self._scheduler.give_back([unit.part(unit.offset, unit.count) if unit.offset else unit for unit in lost])
-
-    # -- workers
-
-    def _launch(self, launched: list[Member]) -> None:
-        """Start a process and append it to `launched`; it can be given work once it is admitted."""
-        wid = next(self._wids)
-        member = Member(wid, Worker(wid), time.monotonic())
-        process = self._launcher.start(wid, member.inbox, self._done, member.cells)
-        member.process = process
-        launched.append(member)
-
-    def _admit(self, member: Member) -> None:
-        member.watch, member.owns_watch = self._launcher.watch(member.process)
-        with self._lock:
-            member.worker = self._scheduler.add_worker(member.wid)
-            self.members[member.wid] = member
-            self._watched[member.watch] = member
-            self._poll.register(member.watch, select.POLLIN)
-
-    def _start_worker(self) -> Member:
-        launched: list[Member] = []
-        self._launch(launched)
-        self._admit(launched[0])
-        return launched[0]
-
-    def _bury(self, member: Member, now: float) -> None:
-        """A worker's process has ended and all it had to say has been heard."""
-        process = member.process
-        process.join()
-        for _ in range(_REAPED_ELSEWHERE):
-            if process.exitcode is not None:
-                break
-            # Another thread, in active_children(), has reaped it and is about to say so.
-            time.sleep(0.001)
-        code = process.exitcode
-        with self._sending:
-            found = self._drain(member)
-            undelivered = [message[1] for message in found if message[0] in (m.ITEM, m.PICKLED, m.CHUNK)]
-            cells = member.cells
-            index = cells[m.INDEX_CELL] if cells[m.RUNNING_CELL] == cells[m.SEQ_CELL] else None
-            running = (cells[m.SEQ_CELL], index)
-            with self._lock:
-                self._ledger.left(self._told(member, now, describe_exit(code) if code else "ended"))
-                self.members.pop(member.wid, None)
-                self._watched.pop(member.watch, None)
-                loss = self._scheduler.worker_left(member.wid, undelivered, running)
-        with contextlib.suppress(KeyError):
-            self._poll.unregister(member.watch)
-        member.close()
-        if loss.unit is not None:
-            self._lost(loss.unit, member, code)
-        if member.leaving:
-            return
-        self._ledger.restarts += 1
-        if member.error is not None:
-            broken = PoolBrokenError(f"the initializer raised {type(member.error).__name__}: {member.error}")
-            broken.__cause__ = member.error
-            self._break(broken)
-            return
-        # A death that costs a task, or one in the midst of many, ends with the tasks; only the others could go on for ever.
-        futile = member.ready is None or not (loss.in_hand or member.worker.items)
-        if (futile or self.options.max_restarts is not None) and not self._budget.spend(now):
-            when = "before it was ready" if member.ready is None else "while it ran a task" if loss.in_hand else "idle"
-            self._break(
-                PoolBrokenError(
-                    f"more than {self._budget.intensity} workers died within {self._budget.period:g} s. The last, "
-                    f"{process.name} (pid {process.pid}), ended with exit code {code} {when}. "
-                    "See max_restarts and restart_period."
-                )
-            )
-
-    def _lost(self, unit: Unit, member: Member, code: int | None) -> None:
-        """A worker died with this unit of one item in its hands."""
-        job = unit.job
-        stop = member.stop
-        unit.deaths += 1
-        if stop is not None and stop.seq != unit.seq and stop.step > 1 and unit.worker is None:
-            # The kill was meant for the one before.
-            unit.deaths -= 1
-            with self._lock:
-                self._scheduler.give_back([unit])
-            return
-        if stop is not None and stop.seq != unit.seq:
-            stop = None  # it died of this one, before the other's end was noticed
-        error: BaseException
-        if stop is not None and stop.error is not None and not isinstance(stop.error, WorkerMemoryError):
-            error = stop.error
-        elif stop is not None and stop.error is None:
-            error = TaskCancelledError("the task was cancelled")
-        elif unit.deaths <= job.retries and not job.settled:
-            with self._lock:
-                self._scheduler.give_back([unit])
-            return
-        elif stop is not None and stop.error is not None:
-            error = stop.error
-        else:
-            kills = _oom_kills()
-            before, self._oom_kills = self._oom_kills, kills
-            oom = code == -signal.SIGKILL and before is not None and kills > before
-            error = WorkerDiedError(
-                self._described(unit),
-                member.process.name,
-                member.process.pid,
-                code,
-                oom,
-                unit.deaths,
-                last_words(member.cells),
-            )
-        job.put_error(unit.first, error)
-
-    # -- the end
-
-    def _may_leave(self) -> bool:
-        """After close(): all is done; the workers have been told to leave, and have left."""
-        with self._lock:
-            if self._requests or self._taken or self._leader is not None or self._streams or not self._scheduler.idle:
-                return False
-            members = list(self.members.values())
-        if members:
-            self._launcher.retire()
-        for member in members:
-            if not member.leaving:
-                self._dismiss(member)
-                if member.ready is None and not self._prepared:
-                    # Still importing, for nothing.
-                    member.process.terminate()
-        return not members
-
-    def _break(self, error: PoolBrokenError) -> None:
-        """Give up: every job gets `error`, and so does whoever asks for another."""
-        self.broken = error
-        self._abandon_all(error)
-
-    def _abandon_all(self, error: BaseException) -> None:
-        with self._lock:
-            jobs = list(self._jobs)
-        for job in jobs:
-            job.abandon(self.broken or error)
-        self._jobs.clear()
-        self._streams.clear()
-
-    def _end_workers(self) -> None:
-        """SIGTERM, and after a grace SIGKILL."""
-        members = list(self.members.values())
-        for step in (signal.SIGTERM, signal.SIGKILL):
-            for member in members:
-                if member.process.exitcode is None and member.process.pid is not None:
-                    with contextlib.suppress(OSError):
-                        os.kill(member.process.pid, step)
-            deadline = time.monotonic() + _TERMINATE_GRACE_S
-            for member in members:
-                member.process.join(max(0.0, deadline - time.monotonic()) if step == signal.SIGTERM else None)
-            if all(member.process.exitcode is not None for member in members):
-                break
-        now = time.monotonic()
-        for member in members:
-            member.close()
-            with self._lock:
-                self._ledger.left(self._told(member, now, "ended"))
-                self.members.pop(member.wid, None)
-
     def _close(self) -> None:
-        self._ledger.close(time.monotonic())
-        self._launcher.close()
-        with contextlib.suppress(OSError):
-            self._done._bell.close()
-        wake, self._wake = self._wake, -1
-        os.close(wake)
-        self._watched.clear()
+        self._crew.close()
+        self._lookout.close()
 
 
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_alive: weakref.WeakSet[Jobs] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    for engine in list(_engines):
-        engine._forked = True
+    for jobs in list(_alive):
+        jobs.forked = True
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-def _single(unit: Unit, index: int) -> Unit:
-    one = Unit(unit.job, unit.first + index, unit.items[index], 1, True)
-    one.deaths = unit.deaths
-    return one
-
-
-def _loaded(job: Job, data: bytes, loads: Callable[[bytes], Any] = codec.loads) -> tuple[Any, BaseException | None]:
-    """Unpickle a result; return it, or an error that says what came and why it is not to be had."""
-    try:
-        return loads(data), None
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-            raise
-        text = f"the result of {job.function.name}() could not be unpickled here: {error}"
-        failure = job.unpickling_error(type(error).__qualname__, text)
-        failure.__cause__ = error
-        return None, failure
-
-
-def math_ceil_ms(seconds: float) -> int:
-    """Return milliseconds, rounded up: a poll that ends before its time would be made again."""
-    return int(seconds * 1000) + (seconds * 1000 % 1 > 0)
-
-
-def _oom_kills() -> int:
-    from procession._proc.cgroups import oom_kills
-
-    return oom_kills()
-
-
-if TYPE_CHECKING:
-    _Callback = Callable[[], object]

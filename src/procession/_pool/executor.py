@@ -21,11 +21,12 @@ from functools import partial
 from multiprocessing import util
 
 from procession._pool import messages as m
-from procession._pool.engine import RUN, TERMINATE, Engine
+from procession._pool.engine import Engine
 from procession._pool.errors import PoolBrokenError, TaskCancelledError, UnpicklingFailedError
+from procession._pool.functions import describe_call
 from procession._pool.gate import Gate
+from procession._pool.jobs import RUN, TERMINATE, Job
 from procession._pool.pool import orders_and_options
-from procession._pool.results import Job, describe_call
 from procession._pool.state import Unit
 from procession._wire import codec
 
@@ -137,7 +138,7 @@ class TaskFuture(Future, Job):  # type: ignore[type-arg]
         return True
 
     def _take_back(self) -> bool:
-        if not self.running() or not _take_back(self.engine, self):
+        if not self.running() or not self.engine.take_back(self):
             return False
         with self._condition:
             if self._state == RUNNING:
@@ -215,34 +216,6 @@ class TaskFuture(Future, Job):  # type: ignore[type-arg]
         except BaseException as error:
             # A callback's SystemExit: it is called by the thread that collects, which must go on.
             sys.excepthook(type(error), error, error.__traceback__)
-
-
-def _take_back(engine: Engine, future: TaskFuture) -> bool:
-    """Take back a call that a worker has been given, if it has not begun with it."""
-    scheduler = engine._scheduler
-    with engine._sending:
-        with engine._lock:
-            held = next((unit for unit in scheduler.inflight.values() if unit.job is future), None)
-            if held is None:
-                # Returned by a worker that died, or answered.
-                waits = any(unit.job is future for unit in scheduler._returned)
-                scheduler.withdraw(future)
-                return waits
-            member = None if held.worker is None else engine.members.get(held.worker.wid)
-        if member is None:
-            return False
-        found = engine._drain(member)
-        kept = [
-            message for message in found if message[0] not in (m.ITEM, m.PICKLED, m.CHUNK) or message[1] != held.seq
-        ]
-        if kept:
-            member.inbox.put_many(kept)
-        if len(kept) == len(found):
-            return False
-        with engine._lock:
-            scheduler.take_back([held.seq])
-    engine.nudge()
-    return True
 
 
 class ProcessPoolExecutor(_Base):
@@ -430,8 +403,8 @@ class ProcessPoolExecutor(_Base):
             return
         if cancel_futures:
             # What was submitted before has been given to whoever was free, as it is in the standard library.
-            engine._have_done(engine._pump)
-            for job in list(engine._jobs):
+            engine.pump()
+            for job in engine.jobs:
                 job.cancel_waiting()
             engine.nudge()
         if wait:
@@ -455,7 +428,7 @@ class ProcessPoolExecutor(_Base):
         engine = self._close()
         if engine is None:
             return
-        for job in list(engine._jobs):
+        for job in engine.jobs:
             job.cancel_waiting()
         # From here on a death is none that is made good.
         engine.state = TERMINATE
@@ -539,7 +512,7 @@ def _finish_at_exit(engine: Engine) -> None:
 def _finish() -> None:
     global _finalizer_of
     _finalizer_of = 0
-    engines = [engine for engine in _open if not engine._forked]
+    engines = [engine for engine in _open if not engine.forked]
     for engine in engines:
         engine.close()
     for engine in engines:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import reprlib
 from types import BuiltinFunctionType, FunctionType
 
 from procession._pool import messages as m
-from procession._pool.results import describe_call
 from procession._pool.worker import fingerprint
 from procession._wire import codec
 
@@ -16,9 +16,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-__all__ = ["Function", "Registry"]
+__all__ = ["Function", "Registry", "describe_call"]
 
 _numbers = itertools.count(1)
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = 60
+
+
+def describe_call(name: str, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> str:
+    """Return ``name(arguments)``, shortened; whatever the arguments' repr does."""
+    parts = []
+    for prefix, value in [("", a) for a in args] + [(f"{k}=", v) for k, v in (kwargs or {}).items()]:
+        try:
+            text = _shown.repr(value)
+        except Exception:
+            text = f"<{type(value).__name__}>"
+        parts.append(prefix + text)
+    return f"{name}({', '.join(parts)})"
 
 
 class Function:

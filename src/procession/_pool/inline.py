@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from procession._pool.gate import Gate
-    from procession._pool.results import AsyncResult, Job, Stream
+    from procession._pool.jobs import Job
+    from procession._pool.results import AsyncResult
+    from procession._pool.stream import Stream
     from procession._pool.worker import Orders
 
 __all__ = ["InlineEngine"]

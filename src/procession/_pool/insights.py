@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Insights", "Ledger", "SlowTask", "WorkerInsights"]
+    from procession._pool.state import Unit
+
+__all__ = ["SLOW_NS", "Insights", "Ledger", "SlowTask", "Slowest", "WorkerInsights"]
 
 # So many workers that have ended are remembered one by one; the totals count all. Arbitrary.
 _ENDED = 64
+# So many tasks are named, none of them shorter than this.
+_SLOWEST = 5
+SLOW_NS = 1_000_000
 
 
 class _Record:
@@ -202,6 +208,27 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     body = "".join(line(row, "td") for row in rows)
     return f"<table><thead>{line(head, 'th')}</thead><tbody>{body}</tbody></table>"
+
+
+class Slowest:
+    """The tasks that took longest."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, str]] = []
+
+    def remember(self, spent: int, unit: Unit) -> None:
+        """A unit of one item took `spent` nanoseconds."""
+        if spent < SLOW_NS or (len(self._heap) == _SLOWEST and spent <= self._heap[0][0]):
+            return
+        entry = (spent, unit.seq, unit.call_text())
+        if len(self._heap) < _SLOWEST:
+            heapq.heappush(self._heap, entry)
+        else:
+            heapq.heappushpop(self._heap, entry)
+
+    def tasks(self) -> list[SlowTask]:
+        """Return them, in no order."""
+        return [SlowTask(spent * 1e-9, call) for spent, _, call in list(self._heap)]
 
 
 class Ledger:

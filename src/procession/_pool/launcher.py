@@ -36,10 +36,15 @@ class Launcher:
     Args:
         context: A context of procession's.
         orders: What each worker is told.
+
+    Attributes:
+        method: The start method.
+        prepares: A worker runs code of the user's before it is ready.
     """
 
     def __init__(self, context: Any, orders: _worker.Orders) -> None:
         self.method: str = context.get_start_method()
+        self.prepares = orders.initializer is not None or orders.worker_init is not None
         self._context = context
         self._orders = _Sent(orders)
         self._template: Template | None = None

@@ -10,9 +10,13 @@ from collections.abc import Sized
 from multiprocessing import pool as _std
 
 from procession._pool import messages as m
-from procession._pool.engine import RUN, TERMINATE, Engine, Options
+from procession._pool.crew import Options
+from procession._pool.engine import Engine
 from procession._pool.inline import InlineEngine
-from procession._pool.results import AsyncResult, IMapIterator, IMapUnorderedIterator, MapResult, Stream
+from procession._pool.iterators import IMapIterator, IMapUnorderedIterator
+from procession._pool.jobs import RUN, TERMINATE
+from procession._pool.results import AsyncResult, MapResult
+from procession._pool.stream import Stream
 from procession._pool.worker import Orders
 
 TYPE_CHECKING = False
@@ -457,7 +461,7 @@ class Pool(_std.Pool):
             return
         if self._state == _run:
             _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
-        if engine.state == _run and not getattr(engine, "_forked", False):
+        if engine.state == _run and not getattr(engine, "forked", False):
             engine.state = TERMINATE
             if hasattr(engine, "nudge"):
                 engine.nudge()

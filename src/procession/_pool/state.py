@@ -81,6 +81,13 @@ class Unit:
         unit.seq = self.seq  # what it was called when it was lost
         return unit
 
+    def call_text(self) -> str:
+        """Describe the call that a unit of one item is."""
+        try:
+            return str(self.job.call_text(self))
+        except Exception:
+            return f"{self.job.function.name}(...)"
+
 
 class Worker:
     """A worker as the scheduler sees it.
