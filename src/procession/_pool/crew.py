@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
-import os
 import signal
 import time
 
@@ -302,9 +300,7 @@ class Crew:
         members = list(self._members.values())
         for step in (signal.SIGTERM, signal.SIGKILL):
             for member in members:
-                if member.process.exitcode is None and member.process.pid is not None:
-                    with contextlib.suppress(OSError):
-                        os.kill(member.process.pid, step)
+                member.kill(step)
             deadline = time.monotonic() + _TERMINATE_GRACE_S
             for member in members:
                 member.process.join(max(0.0, deadline - time.monotonic()) if step == signal.SIGTERM else None)

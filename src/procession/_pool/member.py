@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import threading
 from collections import deque
 
@@ -81,6 +83,18 @@ class Member:
             starting=None if self.ready is None else self.ready - self.started,
             working=working,
         )
+
+    def kill(self, number: int) -> None:
+        """Send its process a signal; nothing if that has ended."""
+        try:
+            # Whatever has become of its pid, and of the fork server or template that would tell of its end.
+            signal.pidfd_send_signal(self.watch, number)
+        except ProcessLookupError:
+            pass
+        except OSError:
+            if self.process.exitcode is None:  # there are no pidfds here
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.process.pid, number)
 
     def close(self) -> None:
         if self.owns_watch and self.watch >= 0:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import signal
 import time
 
@@ -26,6 +24,8 @@ __all__ = ["Stops"]
 _MEMORY_LOOK_S = 0.1
 # A unit that is to be broken off and has not been begun, or is over already, is looked at again after this.
 _AGAIN_S = 0.005
+# A unit is broken off by one after the other.
+_STEPS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 # What a call raises when it is broken off: by SIGINT, or by what the user's handler of SIGTERM does.
 _BROKEN_OFF = ("KeyboardInterrupt", "SystemExit")
@@ -122,22 +122,16 @@ class Stops:
             return math.inf
         if now < stop.due:
             return stop.due - now
-        pid = member.process.pid
         if member.cells[m.SEQ_CELL] != stop.seq or (stop.step and member.cells[m.UNANSWERED_CELL] != stop.seq):
             # Not begun yet, or over already.
             stop.due = now + _AGAIN_S
             return _AGAIN_S
-        with contextlib.suppress(ProcessLookupError):
-            if stop.step == 0:
-                member.cells[m.CANCEL_CELL] = stop.seq
-                if stop.error is None:
-                    # All of it, not only the item that runs.
-                    member.cells[m.DROP_CELL] = stop.seq
-                os.kill(pid, signal.SIGINT)
-            elif stop.step == 1:
-                os.kill(pid, signal.SIGTERM)
-            else:
-                os.kill(pid, signal.SIGKILL)
+        if stop.step == 0:
+            member.cells[m.CANCEL_CELL] = stop.seq
+            if stop.error is None:
+                # All of it, not only the item that runs.
+                member.cells[m.DROP_CELL] = stop.seq
+        member.kill(_STEPS[min(stop.step, len(_STEPS) - 1)])
         stop.step += 1
         stop.due = now + self._grace
         return self._grace
@@ -155,5 +149,4 @@ class Stops:
                 error = WorkerMemoryError(member.call_text(unit), member.process.name, member.process.pid, limit, used)
                 member.stop = Stop(unit.seq, error, now + 3600)
                 member.stop.step = 3
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(member.process.pid, signal.SIGKILL)
+                member.kill(signal.SIGKILL)
