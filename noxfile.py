@@ -94,6 +94,13 @@ def native(session: nox.Session) -> None:
 
 
 @nox.session
+def storms(session: nox.Session) -> None:
+    """What takes long: 10,000 kills of the core, 100,000 tasks of a pool whose workers are killed, the standard library wedged."""
+    session.install(".[test]")
+    session.run("pytest", "--slow", "-m", "slow", *session.posargs)
+
+
+@nox.session
 @nox.parametrize("which", ["asan", "tsan"])
 def sanitizers(session: nox.Session, which: str) -> None:
     """The Python tests on an extension built with a sanitizer (default: tests/unit)."""

@@ -199,7 +199,7 @@ PyObject* raise_no_memory(const View* v, u64 bytes) noexcept {
   PyErr_Format(
       c,
       "the arena is full: %llu bytes more were asked for, %llu of %llu are in use. Take items out of queues, or "
-      "raise the limit (PROCESSION_ARENA_SIZE, the container's memory limit).",
+      "raise the limit (PROCESSION_ARENA_SIZE, ulimit -v, the container's memory limit).",
       static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(h.used.load(std::memory_order_relaxed)),
       static_cast<unsigned long long>(h.limit));
   Py_DECREF(c);

@@ -92,6 +92,10 @@ def test_it_is_named_in_the_call_too():
     assert [0, 1, 4] == Parallel(n_jobs=1, backend="procession")(delayed(square)(x) for x in range(3))
 
 
+def test_joblib_takes_our_contexts(ctx):
+    assert [0, 1, 4] == Parallel(n_jobs=2, backend=ctx)(delayed(square)(x) for x in range(3))
+
+
 def test_it_can_be_the_default():
     before = joblib.parallel.DEFAULT_BACKEND
     try:
