@@ -306,13 +306,14 @@ def _try_start(method: str, default: str) -> Finding:
     for _ in range(4):  # the first one also starts the fork server; it is not counted
         started = time.perf_counter()
         process = context.Process(target=_answer)
-        process.start()
         try:
+            process.start()
             process.result(timeout=_PATIENCE_S)
             process.join(_PATIENCE_S)
         except Exception as error:
-            process.kill()
-            process.join()
+            if process.pid is not None:
+                process.kill()
+                process.join()
             return Finding(
                 "", method, f"{type(error).__name__}: {error}", "fail", "Processes cannot be started this way here."
             )
