@@ -23,7 +23,6 @@ Here is what callers use, and the parts are put together. Each of them is given 
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -111,7 +110,6 @@ class Engine:
         first: list[Member] = []
         # All that can be made before the forks is: after one, each page that is written to must first be copied.
         self._thread = threading.Thread(target=self._run, name="procession-pool", daemon=True)
-        _alive.add(self._jobs)
         try:
             self._crew.start(first)
             self._thread.start()
@@ -401,14 +399,3 @@ class Engine:
     def _close(self) -> None:
         self._crew.close()
         self._lookout.close()
-
-
-_alive: weakref.WeakSet[Jobs] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for jobs in list(_alive):
-        jobs.forked = True
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -8,6 +8,8 @@ collects; a job that is settled ignores what comes late.
 from __future__ import annotations
 
 import math
+import os
+import weakref
 from collections import deque
 
 from procession._errors import RemoteError
@@ -150,6 +152,7 @@ class Jobs:
         self.shown: set[Any] = set()
         self._forsaken: deque[Stream] = deque()
         self._lock = lock
+        _all.add(self)
 
     def check(self) -> None:
         """Raise what stands in the way of a new job.
@@ -222,3 +225,14 @@ class Jobs:
             if shown.closed:
                 self.shown.discard(shown)
         return wait
+
+
+_all: weakref.WeakSet[Jobs] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for jobs in list(_all):
+        jobs.forked = True
+
+
+os.register_at_fork(after_in_child=_after_fork)
