@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from procession._pool.dispatch import Dispatcher
     from procession._pool.jobs import Job, Jobs
     from procession._pool.member import Member, Table
+    from procession._pool.state import Unit
 
 __all__ = ["Stops"]
 
@@ -81,9 +82,16 @@ class Stops:
 
     def tick(self, now: float, busy: bool) -> float:
         """Take the steps that are due; return when the next will be, in seconds."""
+        late: list[tuple[Member, Unit]] = []
         with self._lock:
             members = list(self._members.values())
-            wait = min((self._find(member, now) for member in members), default=math.inf)
+            wait = min((self._find(member, now, late) for member in members), default=math.inf)
+        for member, unit in late:
+            # Not under the lock: the repr of the arguments is the user's.
+            error = TaskTimeoutError(member.call_text(unit), unit.job.timeout)
+            with self._lock:
+                if member.stop is None and member.worker.units and member.worker.units[0] is unit:
+                    member.stop = Stop(unit.seq, error, now)
         for member in members:
             stop = member.stop
             if stop is not None:
@@ -94,8 +102,8 @@ class Stops:
         return wait
 
     @staticmethod
-    def _find(member: Member, now: float) -> float:
-        """Begin to break off what a worker is at, if that is due; return when it will be, in seconds."""
+    def _find(member: Member, now: float, late: list[tuple[Member, Unit]]) -> float:
+        """Find out whether a worker is to be broken off, put it into `late` if it takes too long; else return when it will."""
         units = member.worker.units
         if member.stop is not None or not units:
             return math.inf
@@ -108,7 +116,7 @@ class Stops:
             return math.inf
         left: float = member.worker.since + limit - now
         if left <= 0:
-            member.stop = Stop(units[0].seq, TaskTimeoutError(member.call_text(units[0]), limit), now)
+            late.append((member, units[0]))
             return math.inf
         return max(left, 0.001)
 
