@@ -92,8 +92,16 @@ def test_it_is_named_in_the_call_too():
     assert [0, 1, 4] == Parallel(n_jobs=1, backend="procession")(delayed(square)(x) for x in range(3))
 
 
-def test_joblib_takes_our_contexts(ctx):
-    assert [0, 1, 4] == Parallel(n_jobs=2, backend=ctx)(delayed(square)(x) for x in range(3))
+def test_joblib_takes_our_contexts(start_method):
+    """In a program of its own, for joblib's own pool keeps a folder and a tracker until its end."""
+    code = (
+        "import procession; from joblib import Parallel, delayed; from operator import neg\n"
+        "if __name__ == '__main__':\n"
+        f"    ctx = procession.get_context({start_method!r})\n"
+        "    print(Parallel(n_jobs=2, backend=ctx)(delayed(neg)(i) for i in range(3)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout) == (0, "[0, -1, -2]\n"), done.stderr
 
 
 def test_it_can_be_the_default():

@@ -225,3 +225,22 @@ def test_a_whole_chunk_does_not_wait_for_the_item_after_it() -> None:
         assert [results.next(60) for _ in range(10)] == list(range(10))
         go_on.set()
         assert list(results) == []
+
+
+class LooksAtThePool:
+    """An argument whose text asks the pool, in the parent, what it is doing."""
+
+    pool = None
+
+    def __repr__(self) -> str:
+        return "looked" if self.pool is not None and self.pool.insights() else "here"
+
+
+def sleep_long(_: object) -> None:
+    time.sleep(60)
+
+
+def test_the_text_of_a_late_task_may_ask_the_pool() -> None:
+    with procession.get_context("fork").Pool(1, timeout=0.2) as pool, mock.patch.object(LooksAtThePool, "pool", pool):
+        with pytest.raises(procession.TaskTimeoutError, match=r"sleep_long\(looked\)"):
+            pool.apply_async(sleep_long, (LooksAtThePool(),)).get(60)
