@@ -241,6 +241,9 @@ def sleep_long(_: object) -> None:
 
 
 def test_the_text_of_a_late_task_may_ask_the_pool() -> None:
-    with procession.get_context("fork").Pool(1, timeout=0.2) as pool, mock.patch.object(LooksAtThePool, "pool", pool):
-        with pytest.raises(procession.TaskTimeoutError, match=r"sleep_long\(looked\)"):
-            pool.apply_async(sleep_long, (LooksAtThePool(),)).get(60)
+    with (
+        procession.get_context("fork").Pool(1, timeout=0.2) as pool,
+        mock.patch.object(LooksAtThePool, "pool", pool),
+        pytest.raises(procession.TaskTimeoutError, match=r"sleep_long\(looked\)"),
+    ):
+        pool.apply_async(sleep_long, (LooksAtThePool(),)).get(60)
