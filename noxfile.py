@@ -97,7 +97,7 @@ def native(session: nox.Session) -> None:
 def storms(session: nox.Session) -> None:
     """What takes long: 10,000 kills of the core, 100,000 tasks of a pool whose workers are killed, the standard library wedged."""
     session.install(".[test]")
-    session.run("pytest", "--slow", "-m", "slow", *session.posargs)
+    session.run("pytest", "--slow", "-m", "slow", "-o", "faulthandler_timeout=2100", *session.posargs)
 
 
 @nox.session

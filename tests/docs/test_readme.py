@@ -19,8 +19,7 @@ BEHAVIOUR = (ROOT / "docs" / "behaviour.md").read_text(encoding="utf-8")
 #: "$ python examples/before_after.py LIBRARY NAME" and the line below it.
 EXPERIMENTS = re.findall(r"^\$ python (examples/before_after\.py) (\w+) (\S+)\n(.+)$", BEHAVIOUR, re.MULTILINE)
 
-#: The pool is the standard library's engine in this version; the experiments that wait for nothing are run for
-#: procession only where they say something about procession.
+#: The experiments of which docs/behaviour.md says that nothing is better yet.
 NOT_YET = ("R6",)
 
 
