@@ -173,10 +173,15 @@ class Notebook:
 
 class _Client:
     def __init__(self) -> None:
-        from jupyter_client.manager import start_new_kernel
+        from jupyter_client.manager import KernelManager
 
+        # Not TCP, where somebody else may take the port between its choice and its use.
+        self.manager = KernelManager(transport="ipc")
         # The client's stdout is for answers.
-        self.manager, self.client = start_new_kernel(stdout=sys.stderr, stderr=sys.stderr)
+        self.manager.start_kernel(stdout=sys.stderr, stderr=sys.stderr)
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=_PATIENCE_S)
         # Seconds until a kernel is killed that waits for the end of a resource tracker: 5 make each test 2.5 s longer.
         self.manager.shutdown_wait_time = 2.0
         self.number = ""
