@@ -176,7 +176,7 @@ class _Client:
         from jupyter_client.manager import KernelManager
 
         # Not TCP, where somebody else may take the port between its choice and its use.
-        self.manager = KernelManager(transport="ipc")
+        self.manager = KernelManager(transport="ipc", ip=os.environ["TMPDIR"] + "/kernel")
         # The client's stdout is for answers.
         self.manager.start_kernel(stdout=sys.stderr, stderr=sys.stderr)
         self.client = self.manager.client()

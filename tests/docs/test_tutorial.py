@@ -43,14 +43,15 @@ _run_cells()
 
 #: In a process of its own, for the kernel's client leaves sockets and threads to the garbage collector. A cell's error is raised.
 REAL_KERNEL = """
-import sys
+import sys, tempfile
 import nbclient, nbformat, traitlets.config
 notebook = nbformat.read(sys.argv[1], as_version=4)
 first = f"import procession; procession.set_start_method({sys.argv[2]!r})"
 notebook.cells.insert(0, nbformat.v4.new_code_cell(first))
 # Not TCP, where somebody else may take the port between its choice and its use.
-local = traitlets.config.Config(KernelManager={"transport": "ipc"})
-nbclient.NotebookClient(notebook, timeout=100, kernel_name="python3", config=local).execute()
+with tempfile.TemporaryDirectory() as directory:
+    local = traitlets.config.Config(KernelManager={"transport": "ipc", "ip": directory + "/kernel"})
+    nbclient.NotebookClient(notebook, timeout=100, kernel_name="python3", config=local).execute()
 for cell in notebook.cells:
     for output in cell.get("outputs", ()):
         sys.stdout.write(output.get("text", ""))
