@@ -120,7 +120,11 @@ class Notebook:
             cwd=ROOT,
             env=environment,
         )
-        self._answer()
+        try:
+            self._answer()
+        except BaseException:
+            self.close()
+            raise
 
     def run(self, code: str) -> Cell:
         """Run a cell to its end."""
@@ -180,8 +184,6 @@ class _Client:
         # The client's stdout is for answers.
         self.manager.start_kernel(stdout=sys.stderr, stderr=sys.stderr)
         self.client = self.manager.client()
-        self.client.start_channels()
-        self.client.wait_for_ready(timeout=_PATIENCE_S)
         # Seconds until a kernel is killed that waits for the end of a resource tracker: 5 make each test 2.5 s longer.
         self.manager.shutdown_wait_time = 2.0
         self.number = ""
@@ -232,6 +234,8 @@ class _Client:
 
     def serve(self) -> None:
         try:
+            self.client.start_channels()
+            self.client.wait_for_ready(timeout=_PATIENCE_S)
             print("{}", flush=True)
             for line in sys.stdin:
                 name, *arguments = json.loads(line)

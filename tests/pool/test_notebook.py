@@ -88,6 +88,14 @@ def stop_in(notebook, marks, wait_until):
     return stop
 
 
+def test_a_kernel_that_cannot_start_is_an_error_and_leaves_nothing(environment, wait_until):
+    """The fixtures look for what is left: of the client here, of the kernel in its environment."""
+    nowhere = {**environment, "TMPDIR": environment["TMPDIR"] + "/missing"}
+    with pytest.raises(AssertionError, match="the kernel's client has ended"):
+        Notebook(nowhere)
+    wait_until(lambda: not processes_in(environment), "the end of the kernel")
+
+
 def test_the_stop_button_ends_a_pool_in_a_block_with_one_error(notebook, stop_in):
     """It is SIGINT to the kernel's process group: the workers get it as well, and keep silent."""
     for name, (code, tasks) in IN_A_BLOCK.items():
