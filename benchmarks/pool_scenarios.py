@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from functools import cache, partial
-from itertools import repeat
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 from harness import OURS, Cost, Scenario, Target
@@ -32,10 +32,14 @@ from harness import OURS, Cost, Scenario, Target
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    Durations = Callable[[random.Random, int], list[int]]
+
 MP, FUTURES = "multiprocessing", "ProcessPoolExecutor"
 WORKERS = 2
 CHUNK = 256  # items that go at once in the stream, for those that do not choose themselves
 MEGABYTE = 1_000_000
+UNIT_S = 0.00002  # one unit of a skewed task
+LISTS = 4  # of skewed tasks, one after the other
 LIMIT = "limit"
 
 
@@ -306,24 +310,32 @@ def square(x: int) -> int:
 
 
 def burn(units: int) -> int:
-    """Keep a core busy, for some 20 us a unit."""
+    """Keep a core busy, for some UNIT_S a unit."""
     x = 1
     for _ in repeat(None, units * 500):
         x = (x * 3 + 1) & 0xFFFF
     return x
 
 
-def lognormal(count: int) -> list[int]:
+def nap(units: int) -> None:
+    """Take as long as `burn`, on no core: what is lost then is the scheduler's doing, not the machine's."""
+    time.sleep(units * UNIT_S)
+
+
+def lognormal(numbers: random.Random, count: int) -> list[int]:
     """Durations of which a few are fifty times the median."""
-    numbers = random.Random(5)
     return [int(numbers.lognormvariate(4.5, 1.2)) + 1 for _ in range(count)]
 
 
-def few_long(count: int) -> list[int]:
+def few_long(numbers: random.Random, count: int) -> list[int]:
     """Short ones with some that take 400 times as long, none of them among the last fifth."""
-    numbers = random.Random(5)
     long = set(numbers.sample(range(count * 4 // 5), max(1, count // 100)))
     return [4000 if i in long else 10 for i in range(count)]
+
+
+def lists(durations: Durations, count: int) -> list[list[int]]:
+    """Some lists of durations: in any single one the last long task may happen to begin early, or late."""
+    return [durations(random.Random(seed), count) for seed in range(LISTS)]
 
 
 @cache
@@ -413,44 +425,47 @@ def whole_life(make: Callable[[], Pool], count: int, most: int = 1000) -> Cost:
     return Cost(statistics.median(times[1:]), sum(times[1:]))
 
 
-def skewed(make: Callable[[], Pool], durations: Callable[[int], list[int]], count: int) -> Cost:
-    """Seconds for all tasks."""
-    tasks = durations(count)
+def skewed(make: Callable[[], Pool], work: Callable[[int], Any], durations: Durations, count: int) -> Cost:
+    """Seconds for all lists, each a mapping."""
+    every = lists(durations, count)
     with warm(make) as pool:
-        pool.map(burn, [1] * 8)
+        pool.map(work, [1] * 8)
         start = time.perf_counter()
-        pool.map(burn, tasks)
+        for tasks in every:
+            pool.map(work, tasks)
         elapsed = time.perf_counter() - start
     return Cost(elapsed, elapsed)
 
 
-def half_of_serial(durations: Callable[[int], list[int]], count: int) -> Cost:
+def half_of_serial(work: Callable[[int], Any], durations: Durations, count: int) -> Cost:
     """Half the seconds for all tasks, in this process, one after the other."""
-    tasks = durations(count)
-    burn(50)
+    every = lists(durations, count)
+    work(50)
     start = time.perf_counter()
-    for task in tasks:
-        burn(task)
+    for task in chain.from_iterable(every):
+        work(task)
     elapsed = (time.perf_counter() - start) / WORKERS
     return Cost(elapsed, elapsed)
 
 
-def bare_processes(durations: Callable[[int], list[int]], count: int) -> Cost:
-    """Seconds for all tasks in two forked processes, each with its half, without any talk: what the machine can do."""
-    halves: list[list[int]] = [[] for _ in range(WORKERS)]
-    for task in sorted(durations(count), reverse=True):
-        min(halves, key=sum).append(task)
+def bare_processes(work: Callable[[int], Any], durations: Durations, count: int) -> Cost:
+    """Seconds for all lists in two forked processes, each with its half, without any talk: what the machine can do."""
+    every = lists(durations, count)
     start = time.perf_counter()
-    children = []
-    for half in halves:
-        child = os.fork()
-        if child == 0:
-            for task in half:
-                burn(task)
-            os._exit(0)
-        children.append(child)
-    for child in children:
-        os.waitpid(child, 0)
+    for tasks in every:
+        halves: list[list[int]] = [[] for _ in range(WORKERS)]
+        for task in sorted(tasks, reverse=True):
+            min(halves, key=sum).append(task)
+        children = []
+        for half in halves:
+            child = os.fork()
+            if child == 0:
+                for task in half:
+                    work(task)
+                os._exit(0)
+            children.append(child)
+        for child in children:
+            os.waitpid(child, 0)
     elapsed = time.perf_counter() - start
     return Cost(elapsed, elapsed)
 
@@ -527,19 +542,19 @@ def scenarios() -> list[Scenario]:
             max_n=30,
         )
 
-    def skew(name: str, title: str, durations: Callable[[int], list[int]], count: int) -> Scenario:
+    def skew(name: str, title: str, work: Callable[[int], Any], durations: Durations, count: int) -> Scenario:
         one_each = partial(Pool, chunksize=1)
         measure = {
-            **all_of(skewed, durations),
-            "multiprocessing, chunksize=1": partial(skewed, one_each, durations),
-            "serial / 2": partial(half_of_serial, durations),
-            "two bare processes": partial(bare_processes, durations),
+            **all_of(skewed, work, durations),
+            "multiprocessing, chunksize=1": partial(skewed, one_each, work, durations),
+            "serial / 2": partial(half_of_serial, work, durations),
+            "two bare processes": partial(bare_processes, work, durations),
         }
         return Scenario(
             name,
             title,
             measure,
-            (Target("serial / 2", 0.9, 0.97), Target("two bare processes")),
+            (Target("serial / 2", 0.9, 0.97), Target("two bare processes"), Target(MP)),
             unit="time",
             start_n=20,
             full_n=count,
@@ -581,8 +596,20 @@ def scenarios() -> list[Scenario]:
             max_n=50_000,
         ),
         *(life(method) for method in ("fork", "forkserver", "spawn")),
-        skew("pool-skewed", "300 CPU-bound tasks, lognormal durations: all on 2 workers", lognormal, 300),
-        skew("pool-few-long", "1000 CPU-bound tasks, 10 of them 400 times as long: all on 2 workers", few_long, 1000),
+        *(
+            skew(
+                f"pool-{name}{suffix}",
+                f"{LISTS} times {count} {kind} tasks, {which}, on 2 workers",
+                work,
+                durations,
+                count,
+            )
+            for kind, suffix, work in (("CPU-bound", "", burn), ("sleeping", "-asleep", nap))
+            for name, which, durations, count in (
+                ("skewed", "lognormal durations", lognormal, 300),
+                ("few-long", "10 of them 400 times as long", few_long, 1000),
+            )
+        ),
         Scenario(
             "pool-memory",
             "peak memory of the parent above idle, imap of 2 million x*x, a consumer with naps",

@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Loss", "Scheduler", "Unit", "Worker"]
 
-# A worker is given units for about this long in advance. Long against a wake-up (10 to 50 us), so that it never waits for
-# the parent; short, since what it holds another cannot take without being asked.
-AHEAD_S = 0.004
+# A worker is given units for about this long in advance. Long against a wake-up, so that it never waits for the parent: 10 to 50
+# us, but a slice of the kernel's scheduler, 3 ms, when all cores are at work. Short, since what it holds another cannot take
+# without being asked.
+AHEAD_S = 0.02
 MOST_AHEAD = 256
 # A unit of this length is not given in advance: another worker may be free for it sooner, and what a wake-up costs is nothing.
 LONG_S = 0.1
