@@ -58,7 +58,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """The types of the package and of the extension's stub: mypy --strict."""
-    session.install(*_pinned("mypy"), "cloudpickle")
+    session.install(*_pinned("mypy"), "cloudpickle", "numpy")
     session.run("mypy", *session.posargs)
 
 

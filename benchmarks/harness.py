@@ -36,6 +36,8 @@ DISTRIBUTIONS = {
     "billiard": "billiard",
     "Dask": "distributed",
     "Ray": "ray",
+    "iceoryx2": "iceoryx2",
+    "torch.multiprocessing": "torch",
 }
 
 
@@ -76,7 +78,8 @@ class Scenario:
     title: str
     measure: Mapping[str, Callable[[int], Cost]]
     targets: tuple[Target, ...] = ()
-    unit: str = "rate"  # or "time", or "memory" (bytes in the place of seconds): how the figure is shown
+    # Or "time", "bytes" (seconds per byte), "memory" (bytes in the place of seconds): how the figure is shown.
+    unit: str = "rate"
     start_n: int = 1000  # operations of the first trial and of --quick
     max_n: int = 20_000_000
     full_n: int | None = None  # a job of this size each time, instead of as many operations as fill the window
@@ -232,7 +235,9 @@ def _report(measure: Callable[[], Cost], writing: int) -> None:
 
 
 def show(cost_s: float, unit: str) -> str:
-    """A figure to three digits: operations a second for 'rate', megabytes for 'memory', else a time."""
+    """A figure to three digits: operations a second for 'rate', gigabytes a second for 'bytes', megabytes for 'memory', else a time."""
+    if unit == "bytes":
+        return f"{1 / cost_s / 1e9:.3g} GB/s"
     if unit == "rate":
         rate = 1 / cost_s
         for factor, suffix in ((1e6, " M/s"), (1e3, " k/s")):
@@ -256,7 +261,7 @@ def figure(result: Result, rival: str) -> str:
     costs = result.costs(rival)
     text = show(median, unit)
     if len(costs) > 1:
-        ends = sorted((cost.seconds for cost in costs), reverse=unit == "rate")
+        ends = sorted((cost.seconds for cost in costs), reverse=unit in {"rate", "bytes"})
         text += f" ({show(ends[0], unit)} - {show(ends[-1], unit)})"
     tails = [cost.p90_s for cost in costs if cost.p90_s is not None]
     if tails:

@@ -13,6 +13,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import array_scenarios
 import harness
 import lock_scenarios
 import pool_scenarios
@@ -26,6 +27,7 @@ def scenarios() -> list[harness.Scenario]:
         *queue_scenarios.scenarios(),
         *lock_scenarios.scenarios(),
         *pool_scenarios.scenarios(),
+        *array_scenarios.scenarios(),
         *startup_scenarios.scenarios(),
     ]
 

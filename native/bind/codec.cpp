@@ -2,10 +2,13 @@
 
 #include <utility>
 
+#include "buffer.hpp"
+
 namespace procession::bind {
 namespace {
 
 bool main_by_value = false;
+PyObject* spare_list = nullptr;  // for the handles of the next pickle
 
 }  // namespace
 
@@ -250,9 +253,23 @@ class CompactReader {
 
 struct Sink {
   PyObject ob_base;
-  PyObject* first;   ///< most pickles come in one piece
-  PyObject* others;  ///< a list, for those that do not
+  PyObject* first;    ///< most pickles come in one piece
+  PyObject* others;   ///< a list, for those that do not
+  PyObject* buffers;  ///< a list of those that are not in it, and go as segments; nullptr if there are none
 };
+
+/// Shorter buffers are copied into the message: a segment costs a page, a mapping and some 10 us.
+constexpr Py_ssize_t kLeastOutside = 64 << 10;
+
+/// The pickler asks whether a buffer goes into the pickle.
+PyObject* sink_buffer(PyObject* self, PyObject* buffer) noexcept {
+  auto* s = reinterpret_cast<Sink*>(self);
+  const Py_buffer* view = PyPickleBuffer_GetBuffer(buffer);
+  if (view == nullptr) return nullptr;
+  if (view->len < kLeastOutside || PyBuffer_IsContiguous(view, 'A') == 0) Py_RETURN_TRUE;
+  if (s->buffers == nullptr && (s->buffers = PyList_New(0)) == nullptr) return nullptr;
+  return PyList_Append(s->buffers, buffer) != 0 ? nullptr : Py_NewRef(Py_False);
+}
 
 PyObject* sink_write(PyObject* self, PyObject* data) noexcept {
   auto* s = reinterpret_cast<Sink*>(self);
@@ -270,12 +287,14 @@ PyObject* sink_write(PyObject* self, PyObject* data) noexcept {
   return failed != 0 ? nullptr : PyLong_FromSsize_t(n);
 }
 
-PyMethodDef sink_methods[] = {{"write", sink_write, METH_O, nullptr}, {nullptr, nullptr, 0, nullptr}};
+PyMethodDef sink_methods[] = {
+    {"write", sink_write, METH_O, nullptr}, {"buffer", sink_buffer, METH_O, nullptr}, {nullptr, nullptr, 0, nullptr}};
 
 void sink_dealloc(PyObject* self) noexcept {
   auto* s = reinterpret_cast<Sink*>(self);
   Py_XDECREF(s->first);
   Py_XDECREF(s->others);
+  Py_XDECREF(s->buffers);
   PyObject_Free(self);
 }
 
@@ -380,8 +399,12 @@ bool find_names() noexcept {
 bool make_pickler(Pickler& p) noexcept {
   p.sink = reinterpret_cast<PyObject*>(PyObject_New(Sink, &sink_type));
   if (p.sink == nullptr) return false;
-  reinterpret_cast<Sink*>(p.sink)->first = reinterpret_cast<Sink*>(p.sink)->others = nullptr;
-  p.pickler = PyObject_CallFunction(names.pickler_type, "Oi", p.sink, -1);
+  auto* s = reinterpret_cast<Sink*>(p.sink);
+  s->first = s->others = s->buffers = nullptr;
+  PyObject* callback = PyObject_GetAttrString(p.sink, "buffer");
+  p.pickler =
+      callback == nullptr ? nullptr : PyObject_CallFunction(names.pickler_type, "OiOO", p.sink, -1, Py_True, callback);
+  Py_XDECREF(callback);
   PyObject* table = p.pickler == nullptr ? nullptr : PyObject_New(PyObject, &reducers_type);
   const bool ok = table != nullptr && PyObject_SetAttrString(p.pickler, "dispatch_table", table) == 0 &&
                   (p.dump = PyObject_GetAttrString(p.pickler, "dump")) != nullptr &&
@@ -390,8 +413,8 @@ bool make_pickler(Pickler& p) noexcept {
   return ok;
 }
 
-/// Bytes of `value`, a new reference; nullptr with the pickler's exception.
-PyObject* plain_pickle(PyObject* value) noexcept {
+/// Bytes of `value`, a new reference; nullptr with the pickler's exception. `*buffers` is what is not in it, or nullptr.
+PyObject* plain_pickle(PyObject* value, PyObject** buffers) noexcept {
   if (!find_names()) return nullptr;
   Pickler p = spare;
   spare = Pickler{};
@@ -414,6 +437,7 @@ PyObject* plain_pickle(PyObject* value) noexcept {
       Py_XDECREF(empty);
     }
     Py_CLEAR(s->others);
+    *buffers = std::exchange(s->buffers, nullptr);
   }
   if (bytes == nullptr || spare.pickler != nullptr) {
     p.destroy();  // after an error its state is not to be trusted
@@ -438,25 +462,94 @@ bool Encoded::hold(PyObject* bytes, Coding coding) noexcept {
 }
 
 bool Encoded::pickle(PyObject* value) noexcept {
-  PyObject* plain = plain_pickle(value);
+  PyObject* noted = std::exchange(spare_list, nullptr);
+  if (noted == nullptr && (noted = PyList_New(0)) == nullptr) return false;
+  PyObject* outer = swap_collector(noted);
+  PyObject* buffers = nullptr;
+  PyObject* plain = plain_pickle(value, &buffers);
   // Spawned children cannot import this __main__: what is named there goes by value. A false alarm only costs time.
   const bool names_main =
       plain != nullptr && main_by_value &&
       memmem(PyBytes_AS_STRING(plain), static_cast<size_t>(PyBytes_GET_SIZE(plain)), "__main__", 8) != nullptr;
-  if (plain != nullptr && !names_main) return hold(plain, Coding::kPickle);
-  if (plain == nullptr && !PyErr_ExceptionMatches(PyExc_Exception)) return false;
-  Py_XDECREF(plain);
-  PyErr_Clear();
-  // Lambdas, closures, what lives in __main__ only; or the error, with a note that says which part is at fault.
-  PyObject* dumps = import_from("procession._wire.codec", "dumps");
+  bool ok = plain != nullptr && !names_main;
+  if (ok && buffers == nullptr) {
+    ok = hold(plain, Coding::kPickle);
+  } else if (ok) {
+    // They lie beside it: what is sent is both, in the form that procession._wire.payload gives them.
+    PyObject* seal = import_from("procession._wire.payload", "seal");
+    PyObject* payload = seal == nullptr ? nullptr : PyObject_CallFunctionObjArgs(seal, plain, buffers, nullptr);
+    Py_XDECREF(seal);
+    Py_DECREF(plain);
+    ok = payload != nullptr && hold_payload(payload);
+  } else if (names_main || PyErr_ExceptionMatches(PyExc_Exception)) {
+    Py_XDECREF(plain);
+    PyErr_Clear();
+    PyList_SetSlice(noted, 0, PyList_GET_SIZE(noted), nullptr);
+    ok = pickle_by_value(value);
+  }
+  Py_XDECREF(buffers);
+  swap_collector(outer);
+  if (ok && outer != nullptr) {  // a pickle within another: they go with that one
+    ok = PyList_SetSlice(outer, PyList_GET_SIZE(outer), PyList_GET_SIZE(outer), noted) == 0;
+  }
+  if (ok && PyList_GET_SIZE(noted) != 0) {
+    Py_XSETREF(handles_, noted);
+  } else if (spare_list == nullptr && PyList_GET_SIZE(noted) == 0) {
+    spare_list = noted;
+  } else {
+    Py_DECREF(noted);
+  }
+  return ok;
+}
+
+/// Takes over the reference.
+bool Encoded::hold_payload(PyObject* payload) noexcept {
+  PyObject* none = nullptr;
+  PyObject* bytes = plain_pickle(payload, &none);
+  Py_XDECREF(none);
+  Py_DECREF(payload);
+  return bytes != nullptr && hold(bytes, Coding::kPayload);
+}
+
+/// Lambdas, closures, what lives in __main__ only; or the error, with a note that says which part is at fault.
+bool Encoded::pickle_by_value(PyObject* value) noexcept {
+  PyObject* dumps = import_from("procession._wire.codec", "dumps_beside");
   PyObject* args = dumps == nullptr ? nullptr : PyTuple_Pack(1, value);
   PyObject* kwargs =
       args == nullptr ? nullptr : Py_BuildValue("{s:O}", "main_by_value", main_by_value ? Py_True : Py_False);
-  PyObject* bytes = kwargs == nullptr ? nullptr : PyObject_Call(dumps, args, kwargs);
+  PyObject* data = kwargs == nullptr ? nullptr : PyObject_Call(dumps, args, kwargs);
   Py_XDECREF(dumps);
   Py_XDECREF(args);
   Py_XDECREF(kwargs);
-  return bytes != nullptr && hold(bytes, Coding::kPickle);
+  if (data == nullptr) return false;
+  return PyBytes_CheckExact(data) ? hold(data, Coding::kPickle) : hold_payload(data);
+}
+
+u32 load(Encoded& e, View* v, u32 parent) noexcept {
+  PyObject* list = std::exchange(e.handles_, nullptr);
+  if (list == nullptr) return 0;
+  Buffer<Object*> objects;
+  bool ok = true;
+  for (Py_ssize_t i = 0; ok && i < PyList_GET_SIZE(list); ++i) {
+    Handle* h = reinterpret_cast<Handle*>(PyList_GET_ITEM(list, i));
+    if (h->view !=
+        v) {  // of another arena, which this process has by fork: as good as a handle to an unknown destination
+      h->object->pinned.store(1, std::memory_order_relaxed);
+    } else {
+      ok = objects.push(h->object);
+    }
+  }
+  u32 cargo = 0;
+  if (ok && objects.size() != 0) {
+    cargo = v->arena.load_cargo(v->me, parent, objects.data(), static_cast<u32>(objects.size()), patient());
+    if (cargo == 0 && v->arena.collect(v->me, patient()) != 0)
+      cargo = v->arena.load_cargo(v->me, parent, objects.data(), static_cast<u32>(objects.size()), patient());
+    if (cargo == 0) raise_no_memory(v, sizeof(Cargo) + objects.size() * sizeof(Cargo::Entry));
+  } else if (!ok) {
+    PyErr_NoMemory();
+  }
+  Py_DECREF(list);
+  return cargo;
 }
 
 bool Encoded::encode(PyObject* value) noexcept {
@@ -496,6 +589,12 @@ PyObject* decode(u8 coding, const void* data, u64 len, PyObject* whole) noexcept
           whole != nullptr ? Py_NewRef(whole) : PyBytes_FromStringAndSize(p, static_cast<Py_ssize_t>(len));
       PyObject* r = bytes == nullptr ? nullptr : PyObject_CallOneArg(names.loads, bytes);
       Py_XDECREF(bytes);
+      return r;
+    }
+    case Coding::kPayload: {
+      PyObject* payload = decode(static_cast<u8>(Coding::kPickle), data, len, whole);
+      PyObject* r = payload == nullptr ? nullptr : PyObject_CallMethod(payload, "load", nullptr);
+      Py_XDECREF(payload);
       return r;
     }
   }

@@ -3,6 +3,9 @@
 #include <pthread.h>
 
 #include <cmath>
+#include <utility>
+
+#include "buffer.hpp"
 
 namespace procession::bind {
 namespace {
@@ -24,6 +27,8 @@ void before_fork() noexcept {
     if (v->child == 0 && v->arena.collect(v->me, patient()) != 0) v->child = v->arena.reserve_child(v->me);
   }
   for (Handle* h = handles; h != nullptr; h = h->next) {
+    // Parent and child each have a copy of the array from here on, as of all other memory.
+    if (h->object->kind == Kind::kSegment) isolate(reinterpret_cast<SegmentObject*>(h));
     const bool held = h->view->child != 0 && h->view->arena.hold(h->view->me, *h->object, h->view->child, 1, patient());
     if (!held) h->object->pinned.store(1, std::memory_order_relaxed);
   }
@@ -183,6 +188,8 @@ View* find_view(u64 arena_id) noexcept {
   return nullptr;
 }
 
+bool has_views() noexcept { return views != nullptr; }
+
 PyObject* error_class(const char* name) noexcept {
   PyObject* m = PyImport_ImportModule("procession._errors");
   if (m == nullptr) return nullptr;
@@ -206,7 +213,7 @@ PyObject* raise_no_memory(const View* v, u64 bytes) noexcept {
   return nullptr;
 }
 
-bool make_object(Handle* h, u64 size, Kind kind) noexcept {
+bool make_object(Handle* h, u64 size, Kind kind, u64 zeroed) noexcept {
   if (h->object != nullptr) {
     PyErr_Format(PyExc_RuntimeError, "%s.__init__() was called twice", Py_TYPE(h)->tp_name);
     return false;
@@ -214,7 +221,7 @@ bool make_object(Handle* h, u64 size, Kind kind) noexcept {
   View* v = current_view();
   if (v == nullptr) return false;
   PyWaiter waiter(kForever);
-  const u32 i = v->arena.allocate_object(v->me, size, kind, waiter);
+  const u32 i = v->arena.allocate_object(v->me, size, kind, waiter, zeroed);
   waiter.resume();
   if (i == 0) {
     raise_no_memory(v, size);  // unless a signal handler has raised
@@ -226,6 +233,16 @@ bool make_object(Handle* h, u64 size, Kind kind) noexcept {
   link_handle(h);
   return true;
 }
+
+Handle* find_handle(bool (*f)(Handle*, const void*), const void* arg) noexcept {
+  pthread_mutex_lock(&handles_mutex);
+  Handle* h = handles;
+  while (h != nullptr && (Py_REFCNT(h) == 0 || !f(h, arg))) h = h->next;
+  pthread_mutex_unlock(&handles_mutex);
+  return h;
+}
+
+PyObject* swap_collector(PyObject* list) noexcept { return std::exchange(collector, list); }
 
 bool check_handle(const Handle* h) noexcept {
   if (h->object != nullptr) return true;
@@ -359,7 +376,7 @@ PyObject* rebuild(PyObject*, PyObject* args) noexcept {
   }
   h->object = &object;
   link_handle(h);
-  return self;
+  return object.kind == Kind::kSegment ? segment_received(self) : self;
 }
 
 }  // namespace
@@ -457,7 +474,7 @@ PyObject* arena_fd(PyObject*, PyObject*) noexcept {
   return v == nullptr ? nullptr : PyLong_FromLong(v->arena.fd());
 }
 
-PyObject* has_arena(PyObject*, PyObject*) noexcept { return PyBool_FromLong(views != nullptr); }
+PyObject* has_arena(PyObject*, PyObject*) noexcept { return PyBool_FromLong(has_views()); }
 
 PyObject* attach(PyObject*, PyObject* arg) noexcept {
   const int fd = static_cast<int>(PyLong_AsLong(arg));
@@ -535,25 +552,71 @@ PyObject* handle_collector(PyObject*, PyObject* arg) noexcept {
   return old == nullptr ? Py_NewRef(Py_None) : old;
 }
 
+PyObject* trim(PyObject*, PyObject*) noexcept {
+  u64 n = 0;
+  PyWaiter waiter(kForever);
+  waiter->before_sleep();
+  for (View* v = views; v != nullptr; v = v->next) n += v->arena.trim(v->me, *waiter);
+  waiter.resume();
+  return PyErr_Occurred() ? nullptr : PyLong_FromUnsignedLongLong(n);
+}
+
+struct Holding {
+  u64 bytes;
+  u32 segments;
+};
+
 PyObject* memory(PyObject*, PyObject*) noexcept {
   if (views == nullptr) {
-    return Py_BuildValue("{s:i,s:i,s:i,s:i,s:i,s:i}", "used", 0, "limit", 0, "reserved", 0, "blocks", 0, "objects", 0,
-                         "processes", 0);
+    return Py_BuildValue("{s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:()}", "used", 0, "limit", 0, "reserved", 0, "blocks",
+                         0, "objects", 0, "processes", 0, "idle", 0, "segments", 0, "in_messages", 0, "holders");
   }
   Arena& a = views->arena;
   Header& h = a.header();
   u32 used = 0, objects = 0, processes = 0;
+  u64 segments = 0, in_messages = 0;
+  Buffer<Holding> holdings;
+  if (!holdings.reserve(h.slots)) return PyErr_NoMemory();
+  for (u32 i = 0; i < h.slots; ++i) holdings.push({0, 0});
+  PyWaiter waiter(now_ns() + 1000 * kMillisecond);
   for (u32 i = 1; i < h.nblocks.load(std::memory_order_acquire); ++i) {
     const u32 owner = a.block(i).owner.load(std::memory_order_relaxed);
     used += owner != 0;
     objects += a.is_live_object(i);
+    if (a.block(i).kind != Kind::kSegment || !a.is_live_object(i)) continue;
+    const u64 bytes = Arena::class_bytes(a.block(i).cls);
+    segments += bytes;
+    const bool moving = a.look_at_holders(views->me, i, *waiter, [&](Tag t) {
+      if (slot_index(t) >= h.slots) return;
+      holdings[slot_index(t)].bytes += bytes;
+      holdings[slot_index(t)].segments += 1;
+    });
+    if (moving) in_messages += bytes;
   }
+  waiter.resume();
+  if (PyErr_Occurred()) return nullptr;
+  PyObject* holders = PyList_New(0);
+  for (u32 i = 1; holders != nullptr && i < h.slots; ++i) {
+    if (holdings[i].segments == 0) continue;
+    const Slot& s = a.slots()[i];
+    char name[sizeof s.name];
+    std::memcpy(name, s.name, sizeof name - 1);
+    name[sizeof name - 1] = '\0';
+    PyObject* one = Py_BuildValue("(isKI)", s.pid.load(std::memory_order_relaxed), name,
+                                  static_cast<unsigned long long>(holdings[i].bytes), holdings[i].segments);
+    if (one == nullptr || PyList_Append(holders, one) != 0) Py_CLEAR(holders);
+    Py_XDECREF(one);
+  }
+  if (holders == nullptr) return nullptr;
   for (u32 i = 1; i < h.slot_end.load(std::memory_order_relaxed); ++i)
     processes += a.slots()[i].state() == SlotState::kLive;
-  return Py_BuildValue("{s:K,s:K,s:K,s:I,s:I,s:I}", "used",
+  return Py_BuildValue("{s:K,s:K,s:K,s:I,s:I,s:I,s:K,s:K,s:K,s:N}", "used",
                        static_cast<unsigned long long>(h.used.load(std::memory_order_relaxed)), "limit",
                        static_cast<unsigned long long>(h.limit), "reserved", static_cast<unsigned long long>(h.size),
-                       "blocks", used, "objects", objects, "processes", processes);
+                       "blocks", used, "objects", objects, "processes", processes, "idle",
+                       static_cast<unsigned long long>(h.idle.load(std::memory_order_relaxed)), "segments",
+                       static_cast<unsigned long long>(segments), "in_messages",
+                       static_cast<unsigned long long>(in_messages), "holders", holders);
 }
 
 PyObject* set_slices(PyObject*, PyObject* arg) noexcept {
@@ -575,6 +638,7 @@ PyMethodDef functions[] = {
     {"handle_collector", handle_collector, METH_O,
      "Keep handles that this thread pickles alive in a list (None: pin them)."},
     {"memory", memory, METH_NOARGS, "What the arena holds."},
+    {"trim", trim, METH_NOARGS, "Give idle memory back to the kernel; returns how many bytes."},
     {"_set_slices", set_slices, METH_O,
      "Tests: with False, sleeps are not cut into slices, so that a lost wake-up hangs."},
     {"_rebuild", rebuild, METH_VARARGS, "Unpickle a handle."},
@@ -585,8 +649,8 @@ int exec_module(PyObject* module) noexcept {
   rebuild_function = PyObject_GetAttrString(module, "_rebuild");
   const bool ok = rebuild_function != nullptr && add_lock_types(module) && add_semaphore_types(module) &&
                   add_event_type(module) && add_condition_type(module) && add_barrier_type(module) &&
-                  add_cells_type(module) && add_queue_types(module) && add_locked_attribute_type(module) &&
-                  add_number_functions(module) && add_dormant_functions(module);
+                  add_cells_type(module) && add_queue_types(module) && add_segment_type(module) &&
+                  add_locked_attribute_type(module) && add_number_functions(module) && add_dormant_functions(module);
   return ok ? 0 : -1;
 }
 

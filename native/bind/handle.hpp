@@ -35,6 +35,29 @@ struct Handle {
   }
 };
 
+/// An array's memory, or other bytes, in the arena.
+struct SegmentObject {
+  Handle handle;
+  bool isolated;  ///< mapped for this process alone: what it writes, others do not see, and the other way round
+
+  SegmentState& state() const noexcept { return handle.state<SegmentState>(); }
+  char* data() const noexcept { return handle.view->arena.data_of(state()); }
+  bool frozen() const noexcept { return state().frozen.load(std::memory_order_relaxed) != 0; }
+};
+
+/// The first handle of this process for which `f` is true, with the list locked; nullptr if there is none.
+Handle* find_handle(bool (*f)(Handle*, const void*), const void* arg) noexcept;
+/// Map a segment of this process alone from now on, if it can be written to. False: no memory for the mapping.
+bool isolate(SegmentObject* s) noexcept;
+/// A segment has been unpickled: make it this process's own where others hold it too. Takes over the reference, returns one.
+PyObject* segment_received(PyObject* self) noexcept;
+
+/// While a message is decoded: how many cargoes on the way are the one that it came with, and will be gone in a moment.
+extern thread_local u32 own_cargoes;
+
+/// While it exists, handles that this thread pickles are noted in `list`, or, where that is nullptr, nothing changes.
+PyObject* swap_collector(PyObject* list) noexcept;
+
 /// How often this process has been the child of a fork.
 extern u32 fork_count;
 
@@ -99,9 +122,10 @@ bool parse_wait(PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames, cons
 /// The current arena, made on first use. nullptr with an exception set.
 View* current_view() noexcept;
 View* find_view(u64 arena_id) noexcept;
+bool has_views() noexcept;
 
-/// Make `h` a new object of `size` bytes. False with an exception set.
-bool make_object(Handle* h, u64 size, Kind kind) noexcept;
+/// Make `h` a new object of `size` bytes, the first `zeroed` of them zero. False with an exception set.
+bool make_object(Handle* h, u64 size, Kind kind, u64 zeroed = UINT64_MAX) noexcept;
 void release_handle(Handle* h) noexcept;
 /// Set an exception and return false when `h` was never initialised.
 bool check_handle(const Handle* h) noexcept;
@@ -132,6 +156,7 @@ bool add_condition_type(PyObject* module) noexcept;
 bool add_barrier_type(PyObject* module) noexcept;
 bool add_cells_type(PyObject* module) noexcept;
 bool add_queue_types(PyObject* module) noexcept;
+bool add_segment_type(PyObject* module) noexcept;
 bool add_locked_attribute_type(PyObject* module) noexcept;
 bool add_number_functions(PyObject* module) noexcept;
 bool add_dormant_functions(PyObject* module) noexcept;

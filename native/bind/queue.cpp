@@ -65,6 +65,13 @@ PyObject* put_failed(QueueObject* q, Put r, u64 bytes) noexcept {
   }
 }
 
+/// Give up the cargoes of messages that were not put, or have been read.
+void unload(QueueObject* q, const Outgoing* m, size_t n) noexcept {
+  for (size_t i = 0; i < n; ++i) {
+    if (m[i].cargo != 0) q->handle.view->arena.unload_cargo(q->handle.view->me, m[i].cargo, patient());
+  }
+}
+
 // --- put --------------------------------------------------------------------------------------------------------------------
 
 PyObject* put_one(QueueObject* q, PyObject* value, i64 deadline) noexcept {
@@ -87,12 +94,19 @@ PyObject* put_one(QueueObject* q, PyObject* value, i64 deadline) noexcept {
     Py_XDECREF(traceback);
     return r;
   }
-  const Outgoing o = e.outgoing();
+  Outgoing o = e.outgoing();
+  if (e.handles() != nullptr) {
+    o.cargo = load(e, q->handle.view, q->handle.object->block);
+    if (PyErr_Occurred()) return nullptr;
+  }
   u32 done = 0;
   PyWaiter waiter(deadline);
   const Put r = q->ops().put(q->state(), &o, 1, &done, waiter);
   waiter.resume();
-  if (done == 0) return put_failed(q, r, o.len);
+  if (done == 0) {
+    unload(q, &o, 1);
+    return put_failed(q, r, o.len);
+  }
   defer_error();
   Py_RETURN_NONE;
 }
@@ -173,13 +187,19 @@ PyObject* put_many(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyOb
     ok = e.encode(item);
     Py_DECREF(item);
     if (!ok) break;
-    const Outgoing o = e.outgoing();
+    Outgoing o = e.outgoing();
+    if (e.handles() != nullptr) {
+      o.cargo = load(e, q->handle.view, q->handle.object->block);
+      ok = PyErr_Occurred() == nullptr;
+      if (!ok) break;
+    }
     bytes += o.len;
     const bool inside = e.is_inside();
     ok = out.push(o) && at.push(inside ? small.size() : kElsewhere) &&
          (!inside || small.append(static_cast<const char*>(o.data), o.len));
     if (!ok) {
       PyErr_NoMemory();
+      unload(q, &o, out.size() == i ? 1 : 0);
     } else if (!inside) {
       PyObject* kept = e.keeper();
       ok = PyList_Append(keep, kept) == 0;
@@ -188,6 +208,7 @@ PyObject* put_many(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyOb
   }
   Py_DECREF(items);
   if (!ok) {
+    unload(q, out.data(), out.size());
     Py_XDECREF(keep);
     return nullptr;
   }
@@ -201,6 +222,7 @@ PyObject* put_many(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyOb
     waiter.resume();
     Py_CLEAR(keep);
     if (done != out.size()) {
+      unload(q, out.data() + done, out.size() - done);
       put_failed(q, r, bytes);
       PyObject *type, *error, *traceback;
       PyErr_Fetch(&type, &error, &traceback);
@@ -219,6 +241,16 @@ PyObject* put_many(PyObject* self, PyObject* const* args, Py_ssize_t nargs, PyOb
 // --- get --------------------------------------------------------------------------------------------------------------------
 
 constexpr u32 kOnStack = 2048;
+
+/// Decode a message that has been taken; then its handles are held here, and its cargo can go.
+PyObject* receive(QueueObject* q, u8 kind, const void* data, u64 len, u32 cargo, PyObject* whole) noexcept {
+  if (cargo == 0) return decode(kind, data, len, whole);
+  const u32 outer = std::exchange(own_cargoes, 1);
+  PyObject* value = decode(kind, data, len, whole);
+  own_cargoes = outer;
+  q->handle.view->arena.unload_cargo(q->handle.view->me, cargo, patient());
+  return value;
+}
 
 /// One message taken and decoded; nullptr with an exception, kEmpty included.
 /// `undisturbed`: signals are left to be handled after the call, for items taken before would go down with it.
@@ -267,7 +299,8 @@ PyObject* get_one(QueueObject* q, i64 deadline, bool undisturbed = false) noexce
   waiter.resume();
   defer_error();
   ops.announce_space(s, 1);
-  PyObject* value = decode(in.kind, in.data, in.len, bytes != nullptr && in.len == in.capacity ? bytes : nullptr);
+  PyObject* value =
+      receive(q, in.kind, in.data, in.len, in.cargo, bytes != nullptr && in.len == in.capacity ? bytes : nullptr);
   Py_XDECREF(bytes);
   return value;
 }
@@ -288,6 +321,7 @@ PyObject* get_nowait(PyObject* self, PyObject*) noexcept {
 struct Taken {
   u8 kind;
   u32 len;
+  u32 cargo;
   u64 at;
 };
 
@@ -296,14 +330,15 @@ bool get_batch(QueueObject* q, u32 n, PyObject* list, PyWaiter& waiter, Buffer<c
   Buffer<Taken> taken;
   u64 used = 0;
   *need = 0;
-  const auto take = [&](const Message& m, const void* payload) {
-    if (used + m.len > buffer.capacity()) {
-      *need = m.len;
+  const auto take = [&](const Message& m) {
+    const u32 n = m.payload_len();
+    if (used + n > buffer.capacity()) {
+      *need = n;
       return false;
     }
-    if (!taken.push({m.kind, m.len, used})) return false;
-    std::memcpy(buffer.data() + used, payload, m.len);
-    used += m.len;
+    if (!taken.push({m.kind, n, m.cargo(), used})) return false;
+    std::memcpy(buffer.data() + used, m.payload(), n);
+    used += n;
     return true;
   };
   if (!taken.reserve(std::min<u32>(n, 4096))) return true;
@@ -314,7 +349,7 @@ bool get_batch(QueueObject* q, u32 n, PyObject* list, PyWaiter& waiter, Buffer<c
   bool ok = true;
   PyObject *type = nullptr, *error = nullptr, *traceback = nullptr;
   for (const Taken& t : taken) {
-    PyObject* value = decode(t.kind, buffer.data() + t.at, t.len, nullptr);
+    PyObject* value = receive(q, t.kind, buffer.data() + t.at, t.len, t.cargo, nullptr);
     if (value == nullptr || PyList_Append(list, value) != 0) {
       // The others are taken already: go on, and report the first error.
       if (ok) PyErr_Fetch(&type, &error, &traceback);

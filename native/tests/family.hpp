@@ -108,6 +108,20 @@ inline Put put(World& w, u32 q, u32 id, u32 len, const Waiter& waiter = soon()) 
   return w.queues().put(w.queue(q), &o, 1, &done, waiter);
 }
 
+/// A message that carries a handle of each of `objects`.
+inline Put put_carrying(World& w, u32 q, u32 id, u32 len, const std::vector<u32>& objects) {
+  std::vector<Object*> carried;
+  for (const u32 i : objects) carried.push_back(&w.object(i));
+  const std::string s = message(id, len);
+  const u32 cargo = w.arena.load_cargo(w.me, q, carried.data(), static_cast<u32>(carried.size()), soon());
+  CHECK(cargo != 0);
+  const Outgoing o{1, s.data(), len, cargo};
+  u32 done = 0;
+  const Put r = w.queues().put(w.queue(q), &o, 1, &done, soon());
+  if (done == 0) w.arena.unload_cargo(w.me, cargo, soon());
+  return r;
+}
+
 /// -1: empty, -2: a corrupt message, -3: shut down, -4: no memory, -5: interrupted.
 inline i64 get(World& w, u32 q, const Waiter& waiter = at_once()) {
   static std::string buffer(u64{4} << 20, '\0');
@@ -119,6 +133,7 @@ inline i64 get(World& w, u32 q, const Waiter& waiter = at_once()) {
       case Get::kDone: {
         w.queues().announce_space(s, 1);
         const u32 id = message_id(in.data, in.len);
+        if (in.cargo != 0) w.arena.unload_cargo(w.me, in.cargo, soon());
         return id == UINT32_MAX || in.kind != 1 ? -2 : static_cast<i64>(id);
       }
       case Get::kEmpty:
@@ -176,8 +191,13 @@ class Audit {
     if (!locks(h_.alloc, "the allocator's lock") || !locks(h_.collect, "the lock of collect()")) return wrong_;
     const u32 n = h_.nblocks.load();
     part_of_.assign(n, 0);
+    carried_.assign(n, 0);
     for (u32 i = 1; i < n && wrong_.empty(); ++i) {
       if (a_.block(i).owner.load() == kOwnedByHolders) object(i);
+    }
+    for (u32 i = 1; i < n && wrong_.empty(); ++i) {
+      if (a_.block(i).owner.load() == kOwnedByHolders && a_.at<Object>(i).cargoes.load() != carried_[i])
+        return fail(i, "counts the messages that carry it wrongly");
     }
     u64 used = 0, end = h_.data_off;
     u32 free_blocks = 0;
@@ -261,7 +281,7 @@ class Audit {
     Object& o = a_.at<Object>(i);
     if (o.block != i) fail(i, "does not know its own name");
     if (o.kind != a_.block(i).kind) fail(i, "is of two kinds");
-    bool held = o.pinned.load() != 0;
+    bool held = Arena::is_kept(o);
     a_.for_each(o.holders, [&](RosterEntry& e) { held = held || (e.tag.load() != 0 && !a_.gone(e.tag.load(), true)); });
     if (!held) fail(i, "is held by nobody");
     if (!locks(o.guard, "an object's guard")) return;
@@ -314,6 +334,17 @@ class Audit {
     if (q.put_ring.load() != last) fail(i, "has producers that write to another ring than the last");
     if (q.nput.load() != end_count(ops.ring_at(q, last).head.load())) fail(i, "counts its puts wrongly");
     if (q.nget.load() != end_count(ops.ring_at(q, q.get_ring.load()).tail.load())) fail(i, "counts its gets wrongly");
+    ops.for_each_cargo(q, [&](u32 c) {
+      part(c, i, Kind::kCargo);
+      if (!wrong_.empty()) return;
+      const Cargo& cargo = a_.at<Cargo>(c);
+      for (u32 k = 0; k < cargo.n; ++k) {
+        const Cargo::Entry& e = cargo.entry[k];
+        if (e.counted.load() == 0 || a_.block(e.block).gen.load() != e.gen || !a_.is_live_object(e.block))
+          fail(c, "carries what is not there");
+        else ++carried_[e.block];
+      }
+    });
     u32 returned = 0;
     for (u32 r = q.in_hand.load(); r != 0 && wrong_.empty(); r = ops.record(r).next.load()) {
       part(r, i, Kind::kRecord);
@@ -333,7 +364,7 @@ class Audit {
   World& w_;
   Arena& a_;
   Header& h_;
-  std::vector<u32> part_of_;
+  std::vector<u32> part_of_, carried_;
   std::string wrong_;
 };
 

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
         ShutDown,
         StaleHandleError,
     )
-    from procession._native import memory
     from procession._pool.errors import (
         PoolBrokenError,
         TaskCancelledError,
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     )
     from procession._proc.limits import cpu_limits, memory_limit, memory_limits
     from procession._version import __version__
+    from procession._wire.arrays import Holder, Memory, array, empty, memory, shared, zeros
     from procession.context import (
         AuthenticationError,
         BufferTooShort,
@@ -104,11 +104,13 @@ __all__ = [
     "Condition",
     "Event",
     "ForeignHandleError",
+    "Holder",
     "JoinableQueue",
     "Lock",
     "LockOwnerDied",
     "LockOwnerDiedError",
     "Manager",
+    "Memory",
     "Pipe",
     "Pool",
     "PoolBrokenError",
@@ -136,9 +138,11 @@ __all__ = [
     "__version__",
     "active_children",
     "allow_connection_pickling",
+    "array",
     "cpu_count",
     "cpu_limits",
     "current_process",
+    "empty",
     "freeze_support",
     "get_all_start_methods",
     "get_context",
@@ -155,14 +159,18 @@ __all__ = [
     "set_executable",
     "set_forkserver_preload",
     "set_start_method",
+    "shared",
+    "zeros",
 ]
 
 # Where a name lives that is not a method of the default context.
 _HOMES = {
     "ArenaFullError": "_errors",
     "ForeignHandleError": "_errors",
+    "Holder": "_wire.arrays",
     "LockOwnerDied": "_errors",
     "LockOwnerDiedError": "_errors",
+    "Memory": "_wire.arrays",
     "PoolBrokenError": "_pool.errors",
     "ProcessDiedError": "_errors",
     "ProcessPoolExecutor": "futures",
@@ -176,12 +184,16 @@ _HOMES = {
     "WorkerDiedError": "_pool.errors",
     "WorkerMemoryError": "_pool.errors",
     "__version__": "_version",
+    "array": "_wire.arrays",
     "cpu_limits": "_proc.limits",
+    "empty": "_wire.arrays",
     "install": "install",
-    "memory": "_native",
+    "memory": "_wire.arrays",
     "memory_limit": "_proc.limits",
     "memory_limits": "_proc.limits",
     "register_joblib_backend": "futures",
+    "shared": "_wire.arrays",
+    "zeros": "_wire.arrays",
 }
 
 # Submodules that need no import of their own: `import multiprocessing` brings some of them and programs rely on it.

@@ -109,7 +109,7 @@ class Storm:
             pool.apply(expected, (1,))
         del pool
         _settle()
-        blocks = procession.memory()["blocks"]
+        blocks = procession.memory().blocks
         before = Footprint.take()
         with tempfile.TemporaryDirectory(prefix="pool-storm") as directory:
             self._run(ctx, tasks, seconds, f"{directory}/notes")
@@ -286,7 +286,7 @@ class Storm:
             _settle()
             # Others use the machine's shared memory and temporary files.
             left = [line for (kind, _), line in Footprint.take().beyond(before).items() if kind not in ("shm", "files")]
-            more = procession.memory()["blocks"] - blocks
+            more = procession.memory().blocks - blocks
             if (not left and more <= 0) or time.monotonic() > deadline:
                 break
             time.sleep(0.5)

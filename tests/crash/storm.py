@@ -368,7 +368,7 @@ class Storm:
         memory = getattr(self.module, "memory", None)
         if memory is not None:
             _settle()
-            before = memory()["blocks"]
+            before = memory().blocks
         with tempfile.TemporaryDirectory(prefix="storm") as directory:
             self._run(directory, kills, seconds)
         if memory is not None:
@@ -378,7 +378,7 @@ class Storm:
             deadline = time.monotonic() + 30
             while True:
                 _settle()
-                self.report.leaked_blocks = memory()["blocks"] - before
+                self.report.leaked_blocks = memory().blocks - before
                 if self.report.leaked_blocks == 0 or time.monotonic() > deadline:
                     break
                 time.sleep(0.5)

@@ -201,7 +201,7 @@ def test_a_queue_does_what_its_model_does_for_long(machine):
 def test_what_the_models_made_is_given_back():
     """Pinned objects apart: a pickled handle without a known receiver keeps its object."""
     gc.collect()
-    before = procession.memory()["blocks"]
+    before = procession.memory().blocks
     q = procession.Queue()
     for i in range(2000):
         q.put(build("bytes", i * 7 % 3000, i))
@@ -209,4 +209,4 @@ def test_what_the_models_made_is_given_back():
         assert build("bytes", i * 7 % 3000, i) == q.get()
     del q
     gc.collect()
-    assert before >= procession.memory()["blocks"]
+    assert before >= procession.memory().blocks

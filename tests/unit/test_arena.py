@@ -264,11 +264,11 @@ def test_dev_shm_is_not_needed(options):
 
 def test_memory_tells_what_is_there():
     memory = procession.memory()
-    assert {"used", "limit", "reserved", "blocks", "objects", "processes"} <= set(memory)
     q = procession.Queue()
     after = procession.memory()
-    assert (1, True) == (after["objects"] - memory["objects"], after["used"] > memory["used"])
-    assert after["limit"] <= after["reserved"]
+    assert (1, True) == (after.objects - memory.objects, after.used > memory.used)
+    assert after.limit <= after.reserved
+    assert after.free == after.limit - after.used
     del q
 
 

@@ -147,18 +147,18 @@ def test_a_handle_is_one_object_twice_in_one_pickle(fork):
 
 
 def test_an_object_lives_until_the_last_process_lets_it_go(fork):
-    before = procession.memory()["objects"]
+    before = procession.memory().objects
     go, out = fork.Event(), fork.Queue()
     process = _start_with_its_own_queue(fork, go, out)
     gc.collect()
-    assert before + 4 == procession.memory()["objects"]  # the process's own result queue is one
+    assert before + 4 == procession.memory().objects  # the process's own result queue is one
     go.set()
     assert "kept" == out.get()
     process.join()
     del process, go, out
     gc.collect()
     _native.collect()
-    assert before >= procession.memory()["objects"]
+    assert before >= procession.memory().objects
 
 
 def _start_with_its_own_queue(fork, go, out):
@@ -177,14 +177,14 @@ def _wait_and_move(go, q, out):
 def test_what_a_killed_process_made_and_nobody_else_holds_is_given_back(fork):
     gc.collect()
     _native.collect()
-    before = procession.memory()["blocks"]
+    before = procession.memory().blocks
     process = fork.Process(target=_make_many_and_die)
     process.start()
     process.join()
     del process
     gc.collect()
     _native.collect()
-    assert before >= procession.memory()["blocks"]
+    assert before >= procession.memory().blocks
 
 
 def _make_many_and_die():

@@ -260,11 +260,11 @@ def test_init_twice_is_refused(make):
 
 
 def test_a_lock_dies_with_its_last_handle(make):
-    before = procession.memory()["blocks"]
+    before = procession.memory().blocks
     locks = [make() for _ in range(50)]
-    assert procession.memory()["blocks"] >= before + 50
+    assert procession.memory().blocks >= before + 50
     del locks
-    assert before >= procession.memory()["blocks"]
+    assert before >= procession.memory().blocks
 
 
 # --- death of a holder ---------------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def test_items_of_every_size_arrive_whole(make, size):
 def test_a_backlog_grows_ring_by_ring_and_is_given_back(make):
     """64 KiB, then 16 times as much, and so on, each freed when it is drained."""
     q = make()
-    before = procession.memory()["blocks"]
+    before = procession.memory().blocks
     for i in range(30_000):
         q.put((i, "x" * 60))
     assert 30_000 == q.qsize()
@@ -103,7 +103,7 @@ def test_a_backlog_grows_ring_by_ring_and_is_given_back(make):
     if hasattr(q, "task_done"):
         for _ in range(30_000):
             q.task_done()
-    assert procession.memory()["blocks"] <= before + 1
+    assert procession.memory().blocks <= before + 1
 
 
 def test_qsize_empty_and_full_are_exact(make):

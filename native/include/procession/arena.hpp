@@ -8,8 +8,8 @@
 namespace procession {
 
 constexpr u64 kMagic = 0x6e6f697373656372;  // "rcession"
-constexpr u32 kLayout = 2;                  ///< raised with every change of what lies in the arena
-constexpr u32 kClasses = 40;                ///< blocks are 2^class bytes, 2^7 and up
+constexpr u32 kLayout = 3;                  ///< raised with every change of what lies in the arena
+constexpr u32 kClasses = 112;               ///< sizes of blocks, see Arena::class_bytes()
 constexpr u32 kMinClass = 7;
 constexpr u64 kPage = 4096;
 
@@ -24,12 +24,14 @@ enum class Kind : u8 {
   kBarrier,
   kCells,
   kQueue,
-  kJoinableQueue,  // objects
+  kJoinableQueue,
+  kSegment,  // objects
   kRing,
   kRosterChunk,
-  kRecord,  // parts
+  kRecord,
+  kCargo,  // parts
 };
-constexpr bool is_object(Kind k) noexcept { return k >= Kind::kLock && k <= Kind::kJoinableQueue; }
+constexpr bool is_object(Kind k) noexcept { return k >= Kind::kLock && k <= Kind::kSegment; }
 
 /// Ground truth of the memory: what a block is and whose. Free lists are only a cache of `owner == 0`.
 ///
@@ -40,7 +42,7 @@ struct Block {
   Atomic<u32> owner;
   u8 cls;
   Kind kind;
-  u16 unused;
+  u16 warm;         ///< its pages have been written to since they last were the kernel's; a hint
   Atomic<u32> gen;  ///< goes up with every free: a stale handle is told by it
   u32 next;         ///< free list
   u64 off;
@@ -62,6 +64,7 @@ struct Header {
   Atomic<u32> nblocks;  ///< blocks ever carved, block 0 included; the commit of carving
   u64 bump;             ///< cache: end of the last block carved
   Atomic<u64> used;     ///< cache: bytes of blocks with an owner
+  Atomic<u64> idle;     ///< cache: bytes of warm blocks without one
   Atomic<u32> free_list[kClasses];
   alignas(128) Mutex collect;
   Atomic<u32> departures;  ///< processes that left since the last collect()
@@ -72,13 +75,36 @@ struct Header {
 struct Object {
   Kind kind;
   u8 flags;
-  u16 unused;
+  Atomic<u16> pinned;  ///< its handle was pickled to an unknown destination: lives as long as the family
   u32 block;
-  Mutex guard;         ///< of `holders`
-  Atomic<u32> pinned;  ///< its handle was pickled to an unknown destination: lives as long as the family
-  Roster holders;      ///< value: number of handles in that process
+  Mutex guard;          ///< of `holders` and `cargoes`
+  Atomic<u32> cargoes;  ///< messages under way that carry a handle of it; cache of their cargoes' `counted`
+  Roster holders;       ///< value: number of handles in that process
 };
 static_assert(sizeof(Object) == 64);
+
+/// The handles that one message carries: while it is under way, they hold their objects.
+///
+/// A part of the message's queue, named in the message. Its entries count in their objects' `cargoes`; both change under the
+/// object's guard, and when somebody dies under that, the next one counts anew (I5).
+struct Cargo {
+  struct Entry {
+    u32 block, gen;
+    Atomic<u32> counted;
+    u32 unused;
+  };
+  u32 n, unused;
+  Entry entry[];
+};
+
+/// Memory for one array, or any other bytes that are read in place. What it holds begins `kSegmentData` behind the block's start.
+struct SegmentState {
+  Object object;
+  u64 length;          ///< bytes
+  Atomic<u32> frozen;  ///< never written to again: all map it shared
+  u32 unused;
+};
+constexpr u64 kSegmentData = kPage;
 
 /// One process's view of an arena.
 class Arena {
@@ -157,6 +183,20 @@ class Arena {
     return *reinterpret_cast<T*>(base_ + block(i).off);
   }
   int fd() const noexcept { return fd_; }
+  bool contains(const void* p) const noexcept { return p >= base_ && p < base_ + size_; }
+  char* data_of(const SegmentState& s) const noexcept { return base_ + block(s.object.block).off + kSegmentData; }
+
+  /// Map a segment's pages for this process alone, or shared again. Private: its bytes are as they are now, what this process
+  /// writes from now on is its own, copied page by page; nobody else may write to them. False: no memory for the mapping.
+  bool map_segment(const SegmentState& s, bool shared) noexcept {
+    const u64 bytes = (s.length + kPage - 1) & ~(kPage - 1);
+    void* p =
+        mmap(data_of(s), bytes, PROT_READ | PROT_WRITE, (shared ? MAP_SHARED : MAP_PRIVATE) | MAP_FIXED | MAP_NORESERVE,
+             fd_, static_cast<off_t>(data_of(s) - base_));
+    if (p == MAP_FAILED) return false;
+    if (shared) madvise(p, bytes, MADV_DONTDUMP);
+    return true;
+  }
   int error() const noexcept { return errno_; }
   u64 id() const noexcept { return header().id; }
 
@@ -235,8 +275,15 @@ class Arena {
   /// or the wait for the allocator was interrupted. May be called under an object's mutex; never calls collect().
   u32 allocate(Tag me, u64 size, Kind kind, u32 parent, const Waiter& waiter) noexcept;
   void free(Tag me, u32 i, const Waiter& waiter) noexcept;
-  /// Bytes of a block of class `c`: 2^c, and from 64 KiB on a page more, so that a ring of 2^c bytes fits with its header.
-  static constexpr u64 class_bytes(u32 c) noexcept { return (u64{1} << c) + (c >= 16 ? kPage : 0); }
+  u64 trim(Tag me, const Waiter& waiter) noexcept;
+  /// Bytes of a block of class `c`: 2^c below 64 KiB; from there on in steps of a quarter, and a page more, so that a ring of 2^k
+  /// bytes fits with its header, and an array with its.
+  static constexpr u64 class_bytes(u32 c) noexcept {
+    constexpr u32 kFine = 16;
+    if (c < kFine) return u64{1} << c;
+    const u32 k = kFine + (c - kFine) / 4;
+    return (u64{4 + (c - kFine) % 4} << (k - 2)) + kPage;
+  }
   static u32 class_of(u64 size) noexcept {
     u32 c = kMinClass;
     while (class_bytes(c) < size) ++c;
@@ -250,14 +297,14 @@ class Arena {
     return now - last > 200'000 && asked_.compare_exchange_strong(last, now, std::memory_order_relaxed);
   }
 
-  /// An object: header filled in, held once by `me`.
-  u32 allocate_object(Tag me, u64 size, Kind kind, const Waiter& waiter) noexcept {
+  /// An object: header filled in, held once by `me`. Its first `zeroed` bytes are zero.
+  u32 allocate_object(Tag me, u64 size, Kind kind, const Waiter& waiter, u64 zeroed = UINT64_MAX) noexcept {
     constexpr u32 kManyDepartures = 64;  // arbitrary: collect() walks all blocks, some 5 ns each
     if (header().departures.load(std::memory_order_relaxed) >= kManyDepartures) collect(me, waiter);
     u32 i = allocate(me, size, kind, 0, waiter);
     if (i == 0 && collect(me, waiter) != 0) i = allocate(me, size, kind, 0, waiter);
     if (i == 0) return 0;
-    std::memset(&at<char>(i), 0, size);
+    std::memset(&at<char>(i), 0, std::min(size, zeroed));
     Object& o = at<Object>(i);
     o.kind = kind;
     o.block = i;
@@ -269,7 +316,7 @@ class Arena {
 
   /// One more handle of `who` (this process, or its child to be). False: interrupted, or no memory for the entry.
   bool hold(Tag me, Object& o, Tag who, u32 count, const Waiter& waiter) noexcept {
-    if (o.guard.lock(slots(), me, waiter) == Locked::kNo) return false;
+    if (!lock_guard(me, o, waiter)) return false;
     RosterEntry* e = roster_entry(me, o.holders, o.block, who, true, waiter.undisturbed());
     if (e != nullptr) {
       const u32 had = e->tag.load(std::memory_order_relaxed) == who ? e->value.load(std::memory_order_relaxed) : 0;
@@ -284,8 +331,8 @@ class Arena {
 
   /// One handle of `me` less; the last one of the family frees the object.
   void drop(Tag me, Object& o, const Waiter& waiter) noexcept {
-    if (o.guard.lock(slots(), me, waiter) == Locked::kNo) return;
-    bool others = o.pinned.load(std::memory_order_relaxed) != 0;
+    if (!lock_guard(me, o, waiter)) return;
+    bool others = is_kept(o);
     for_each(o.holders, [&](RosterEntry& e) {
       const Tag t = e.tag.load(std::memory_order_relaxed);
       if (t == me) {
@@ -307,6 +354,99 @@ class Arena {
     const bool mine = !others && block(i).owner.compare_exchange_strong(owner, me);
     o.guard.unlock();
     if (mine) destroy(me, i, waiter);
+  }
+
+  /// Beside its holders: something else keeps the object.
+  static bool is_kept(const Object& o) noexcept {
+    return o.pinned.load(std::memory_order_relaxed) != 0 || o.cargoes.load(std::memory_order_relaxed) != 0;
+  }
+
+  /// Does anybody but `me` hold the object, or is it in more than `messages` messages?
+  bool is_shared(Tag me, Object& o, u32 messages, const Waiter& waiter) noexcept {
+    if (!lock_guard(me, o, waiter)) return true;
+    bool others = o.pinned.load(std::memory_order_relaxed) != 0 || o.cargoes.load(std::memory_order_relaxed) > messages;
+    for_each(o.holders, [&](RosterEntry& e) {
+      const Tag t = e.tag.load(std::memory_order_relaxed);
+      others = others || (t != 0 && t != me && !gone(t, true));
+    });
+    o.guard.unlock();
+    return others;
+  }
+
+  // --- cargoes: see Cargo
+
+  /// A cargo of `n` handles for a message of the queue `parent`, owned by `me` until the message is in the queue. 0: no memory.
+  u32 load_cargo(Tag me, u32 parent, Object* const* objects, u32 n, const Waiter& waiter) noexcept {
+    const u32 i = allocate(me, sizeof(Cargo) + n * sizeof(Cargo::Entry), Kind::kRecord, parent, waiter);
+    if (i == 0) return 0;
+    Cargo& c = at<Cargo>(i);
+    c.n = 0;
+    // Not before: count_cargoes() reads what is one.
+    std::atomic_ref<Kind>(block(i).kind).store(Kind::kCargo, std::memory_order_release);
+    for (u32 k = 0; k < n; ++k) {
+      Object& o = *objects[k];
+      c.entry[k].block = o.block;
+      c.entry[k].gen = block(o.block).gen.load(std::memory_order_relaxed);
+      c.entry[k].counted.store(0, std::memory_order_relaxed);
+      c.n = k + 1;
+      CRASH_POINT("load_cargo.before_count");
+      lock_guard(me, o, waiter.steady());
+      o.cargoes.store(o.cargoes.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+      CRASH_POINT("load_cargo.between");
+      c.entry[k].counted.store(1, std::memory_order_relaxed);
+      o.guard.unlock();
+    }
+    return i;
+  }
+
+  /// The message is gone: let go of what it carried, and free the cargo, which is `me`'s.
+  void unload_cargo(Tag me, u32 i, const Waiter& waiter) noexcept {
+    Cargo& c = at<Cargo>(i);
+    for (u32 k = 0; k < c.n; ++k) {
+      Cargo::Entry& e = c.entry[k];
+      if (e.counted.load(std::memory_order_relaxed) == 0) continue;
+      Object& o = at<Object>(e.block);  // which lives, for this entry counts
+      if (!lock_guard(me, o, waiter.steady())) continue;
+      o.cargoes.store(o.cargoes.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
+      CRASH_POINT("unload_cargo.between");
+      e.counted.store(0, std::memory_order_relaxed);
+      const bool mine = take_if_unheld(me, o, e.block);
+      o.guard.unlock();
+      if (mine) destroy(me, e.block, waiter);
+    }
+    free(me, i, waiter);
+  }
+
+  /// Under the guard: nobody holds the object any more, and it is `me`'s to destroy.
+  bool take_if_unheld(Tag me, Object& o, u32 i) noexcept {
+    bool held = is_kept(o);
+    for_each(o.holders, [&](RosterEntry& e) {
+      const Tag t = e.tag.load(std::memory_order_relaxed);
+      held = held || (t != 0 && !gone(t, false));
+    });
+    u32 owner = kOwnedByHolders;
+    return !held && block(i).owner.compare_exchange_strong(owner, me);
+  }
+
+  /// Take an object's guard; after a death under it, count again what it guards.
+  bool lock_guard(Tag me, Object& o, const Waiter& waiter) noexcept {
+    const Locked l = o.guard.lock(slots(), me, waiter);
+    if (l == Locked::kRecovered) count_cargoes(o);
+    return l != Locked::kNo;
+  }
+
+  void count_cargoes(Object& o) noexcept {
+    const u32 gen = block(o.block).gen.load(std::memory_order_relaxed);
+    u32 n = 0;
+    for (u32 i = 1; i < header().nblocks.load(std::memory_order_acquire); ++i) {
+      if (block(i).kind != Kind::kCargo || block(i).owner.load(std::memory_order_acquire) == 0) continue;
+      const Cargo& c = at<Cargo>(i);
+      for (u32 k = 0; k < c.n; ++k) {
+        const Cargo::Entry& e = c.entry[k];
+        n += e.block == o.block && e.gen == gen && e.counted.load(std::memory_order_relaxed) != 0;
+      }
+    }
+    o.cargoes.store(n, std::memory_order_relaxed);
   }
 
   bool is_live_object(u32 i) const noexcept {
@@ -382,6 +522,9 @@ class Arena {
   /// Idempotent, and taken up by the next caller when the one at work is killed. Returns the number of slots freed.
   u32 collect(Tag me, const Waiter& waiter) noexcept;
 
+  template <class F>
+  bool look_at_holders(Tag me, u32 i, const Waiter& waiter, F&& f) noexcept;
+
  private:
   Failure fail(Failure f) noexcept {
     errno_ = errno;
@@ -447,6 +590,7 @@ class Arena {
   bool end_inspection(Tag me, u32 i, const Tag* left, u32 n, const Waiter& waiter) noexcept;
   u32 find_departed(Tag* left, u32 most) noexcept;
   bool settle_object(Tag me, u32 i, const Tag* left, u32 n) noexcept;
+  void discard(Tag me, u32 i) noexcept;
   bool settle_part(Tag me, u32 i, bool owner_left, const Tag* left, u32 n) noexcept;
   void make_room() noexcept;
 
@@ -465,18 +609,20 @@ inline void Arena::rebuild_free_lists() noexcept {
   for (auto& f : h.free_list) f.store(0, std::memory_order_relaxed);
   const u32 n = h.nblocks.load(std::memory_order_relaxed);
   h.bump = h.data_off;
-  u64 used = 0;
+  u64 used = 0, idle = 0;
   for (u32 i = 1; i < n; ++i) {
     Block& b = block(i);
     h.bump = std::max(h.bump, b.off + class_bytes(b.cls));
     if (b.owner.load(std::memory_order_relaxed) == 0) {
       b.next = h.free_list[b.cls].load(std::memory_order_relaxed);
       h.free_list[b.cls].store(i, std::memory_order_relaxed);
+      if (b.warm != 0 && class_bytes(b.cls) >= kPage) idle += class_bytes(b.cls);
     } else {
       used += class_bytes(b.cls);
     }
   }
   h.used.store(used, std::memory_order_relaxed);
+  h.idle.store(idle, std::memory_order_relaxed);
 }
 
 /// Under `alloc`, when nothing more can be carved: give back the pages of free blocks, and the free blocks at the end.
@@ -486,12 +632,42 @@ inline void Arena::make_room() noexcept {
   while (n > 1 && block(n - 1).owner.load(std::memory_order_relaxed) == 0) --n;
   h.nblocks.store(n, std::memory_order_release);
   for (u32 i = 1; i < n; ++i) {
-    const Block& b = block(i);
+    Block& b = block(i);
     if (b.owner.load(std::memory_order_relaxed) == 0 && class_bytes(b.cls) >= kPage) {
       madvise(base_ + b.off, class_bytes(b.cls), MADV_REMOVE);
+      b.warm = 0;
     }
   }
   rebuild_free_lists();
+}
+
+/// Give pages of free blocks back to the kernel; returns how many bytes, 0 when there are none. A portion at a time, for the
+/// allocator stands still meanwhile: 7 GB/s.
+inline u64 Arena::trim(Tag me, const Waiter& waiter) noexcept {
+  constexpr u64 kPortion = 16 << 20;
+  Header& h = header();
+  u64 all = 0;
+  for (u32 i = 1; h.idle.load(std::memory_order_relaxed) != 0;) {
+    const Locked l = h.alloc.lock(slots(), me, waiter);
+    if (l == Locked::kNo) break;
+    if (l == Locked::kRecovered) rebuild_free_lists();
+    u64 portion = 0;
+    const u32 n = h.nblocks.load(std::memory_order_relaxed);
+    for (; i < n && portion < kPortion; ++i) {
+      Block& b = block(i);
+      const u64 bytes = class_bytes(b.cls);
+      if (b.owner.load(std::memory_order_relaxed) != 0 || b.warm == 0 || bytes < kPage) continue;
+      madvise(base_ + b.off, bytes, MADV_REMOVE);
+      b.warm = 0;
+      portion += bytes;
+    }
+    h.idle.store(h.idle.load(std::memory_order_relaxed) - std::min(portion, h.idle.load(std::memory_order_relaxed)),
+                 std::memory_order_relaxed);
+    h.alloc.unlock();
+    all += portion;
+    if (i >= n) break;
+  }
+  return all;
 }
 
 inline u32 Arena::carve(Tag me, u32 cls, Kind kind, u32 parent, bool made_room) noexcept {
@@ -505,6 +681,7 @@ inline u32 Arena::carve(Tag me, u32 cls, Kind kind, u32 parent, bool made_room) 
   if (i >= h.max_blocks || off + bytes > h.size || (beyond && !made_room)) return 0;
   Block& b = block(i);
   b.cls = static_cast<u8>(cls);
+  b.warm = 0;
   b.off = off;
   set_block(b, kind, parent);
   b.owner.store(me, std::memory_order_relaxed);
@@ -546,6 +723,9 @@ inline u32 Arena::allocate(Tag me, u64 size, Kind kind, u32 parent, const Waiter
       b.owner.store(me, std::memory_order_release);
       CRASH_POINT("allocate.before_unlink");
       h.free_list[took].store(b.next, std::memory_order_relaxed);
+      if (b.warm != 0 && class_bytes(took) >= kPage) {
+        h.idle.store(h.idle.load(std::memory_order_relaxed) - class_bytes(took), std::memory_order_relaxed);
+      }
     }
     h.used.store(h.used.load(std::memory_order_relaxed) + class_bytes(took), std::memory_order_relaxed);
   }
@@ -556,19 +736,27 @@ inline u32 Arena::allocate(Tag me, u64 size, Kind kind, u32 parent, const Waiter
 inline void Arena::free(Tag me, u32 i, const Waiter& waiter) noexcept {
   Header& h = header();
   Block& b = block(i);
-  constexpr u32 kPunchClass = 20;  // from 1 MiB on pages go back to the kernel; 2 GB/s to fault them in again
+  constexpr u64 kLong = 1 << 20;  // from here on pages may go back to the kernel at once; 2 GB/s to fault them in again
+  constexpr u64 kKeepIdle =
+      64 << 20;  // what is kept for the next ones, or an eighth of the limit: trim() is for the rest
   const u64 bytes = class_bytes(b.cls);
-  if (b.cls >= kPunchClass) madvise(base_ + b.off, bytes, MADV_REMOVE);
+  bool warm = true;
+  if (bytes >= kLong && h.idle.load(std::memory_order_relaxed) + bytes > std::max(kKeepIdle, h.limit / 8)) {
+    madvise(base_ + b.off, bytes, MADV_REMOVE);
+    warm = false;
+  }
   const Locked l = h.alloc.lock(slots(), me, waiter);
   if (l == Locked::kNo) return;  // interrupted: the block stays ours; collect() gives it back when we are gone
   if (l == Locked::kRecovered) rebuild_free_lists();
   b.gen.fetch_add(1, std::memory_order_relaxed);
   b.kind = Kind::kNone;
+  b.warm = warm ? 1 : 0;
   b.owner.store(0, std::memory_order_release);
   CRASH_POINT("free.before_link");
   b.next = h.free_list[b.cls].load(std::memory_order_relaxed);
   h.free_list[b.cls].store(i, std::memory_order_release);
   h.used.store(h.used.load(std::memory_order_relaxed) - bytes, std::memory_order_relaxed);
+  if (warm && bytes >= kPage) h.idle.store(h.idle.load(std::memory_order_relaxed) + bytes, std::memory_order_relaxed);
   h.alloc.unlock();
 }
 

@@ -26,6 +26,11 @@ inline void Arena::destroy(Tag me, u32 i, const Waiter& waiter) noexcept {
   if (kind == Kind::kQueue || kind == Kind::kJoinableQueue) {
     QueueState& q = at<QueueState>(i);
     const QueueOps ops(*this, me);
+    // Their messages first: a cargo whose ring is gone would be found by nobody, and its owner is the queue still.
+    ops.for_each_cargo(q, [&](u32 c) {
+      u32 owner = kOwnedByQueue;
+      if (block(c).owner.compare_exchange_strong(owner, me)) unload_cargo(me, c, waiter);
+    });
     for (u32 r = q.get_ring.load(std::memory_order_acquire);;) {
       const u32 next = ops.ring_at(q, r).next.load(std::memory_order_acquire);
       if (r != 0) free(me, r, waiter);
@@ -93,8 +98,8 @@ inline bool Arena::inspect(u32 i) noexcept {
 /// Let go of it, or destroy it if nobody holds it any more. False: its guard is taken, so it stays inspected for now.
 inline bool Arena::end_inspection(Tag me, u32 i, const Tag* left, u32 n, const Waiter& waiter) noexcept {
   Object& o = at<Object>(i);
-  if (o.guard.lock(slots(), me, waiter) == Locked::kNo) return false;
-  bool held = o.pinned.load(std::memory_order_relaxed) != 0;
+  if (!lock_guard(me, o, waiter)) return false;
+  bool held = is_kept(o);
   for_each(o.holders, [&](RosterEntry& e) {
     const Tag t = e.tag.load(std::memory_order_acquire);
     // Who said goodbye counts until its slot is given back, and that comes last: `left` knows better.
@@ -104,6 +109,28 @@ inline bool Arena::end_inspection(Tag me, u32 i, const Tag* left, u32 n, const W
   o.guard.unlock();
   if (!held) destroy(me, i, Waiter(0, {}));
   return true;
+}
+
+/// `f(tag)` for each living holder of an object; returns whether messages carry it.
+template <class F>
+bool Arena::look_at_holders(Tag me, u32 i, const Waiter& waiter, F&& f) noexcept {
+  Header& h = header();
+  if (h.collect.lock(slots(), me, waiter) == Locked::kNo) return false;
+  bool carried = false;
+  if (inspect(i)) {
+    Object& o = at<Object>(i);
+    if (lock_guard(me, o, Waiter::hurried())) {
+      for_each(o.holders, [&](RosterEntry& e) {
+        const Tag t = e.tag.load(std::memory_order_acquire);
+        if (t != 0 && !gone(t, false)) f(t);
+      });
+      carried = o.cargoes.load(std::memory_order_relaxed) != 0;
+      o.guard.unlock();
+    }
+    end_inspection(me, i, nullptr, 0, waiter.steady());
+  }
+  h.collect.unlock();
+  return carried;
 }
 
 /// What the departed held of one object. False: somebody is inside it; the departed keep their slots until another time.
@@ -131,7 +158,7 @@ inline bool Arena::settle_object(Tag me, u32 i, const Tag* left, u32 n) noexcept
   return end_inspection(me, i, left, n, waiter) && !busy;
 }
 
-/// A ring, record or chunk: free it if its object is gone, or if its departed owner never linked it.
+/// A ring, record, chunk or cargo: free it if its object is gone, or if its departed owner never linked it.
 inline bool Arena::settle_part(Tag me, u32 i, bool owner_left, const Tag* left, u32 n) noexcept {
   Block& b = block(i);
   u32 owner = b.owner.load(std::memory_order_acquire);
@@ -153,7 +180,7 @@ inline bool Arena::settle_part(Tag me, u32 i, bool owner_left, const Tag* left, 
     const bool mine = orphan();
     if (mine) b.owner.store(me, std::memory_order_release);
     h.alloc.unlock();
-    if (mine) free(me, i, Waiter(0, {}));
+    if (mine) discard(me, i);
     return true;
   }
   // Somebody alive takes its object apart, and this with it where it is linked: not ours to free; we look again later.
@@ -167,7 +194,7 @@ inline bool Arena::settle_part(Tag me, u32 i, bool owner_left, const Tag* left, 
   bool busy = false;
   const Waiter waiter = Waiter::hurried();
   if (has_parent && inspect(parent)) {
-    if (b.kind == Kind::kRing || b.kind == Kind::kRecord) {
+    if (b.kind == Kind::kRing || b.kind == Kind::kRecord || b.kind == Kind::kCargo) {
       QueueState& q = at<QueueState>(parent);
       busy = !QueueOps(*this, me).find_part(q, i, &in_use);
     } else if (b.kind == Kind::kRosterChunk) {
@@ -180,9 +207,15 @@ inline bool Arena::settle_part(Tag me, u32 i, bool owner_left, const Tag* left, 
     b.owner.compare_exchange_strong(owner, kOwnedByQueue);
   } else if (b.owner.compare_exchange_strong(owner, me)) {
     // An object that its destroyer left half taken apart: its parts are found by their parent's being gone.
-    free(me, i, Waiter(0, {}));
+    discard(me, i);
   }
   return true;
+}
+
+/// Free a part that is `me`'s.
+inline void Arena::discard(Tag me, u32 i) noexcept {
+  if (block(i).kind == Kind::kCargo) unload_cargo(me, i, Waiter(0, {}));
+  else free(me, i, Waiter(0, {}));
 }
 
 /// Is `chunk` linked in one of the rosters of `object`? Their chains only grow while the object lives.
@@ -222,7 +255,7 @@ inline u32 Arena::collect(Tag me, const Waiter& caller) noexcept {
         settled = settle_object(me, i, left, n) && settled;
       } else if (owner == kOwnedByQueue) {
         settled = settle_part(me, i, false, left, n) && settled;
-      } else if (std::find(left, left + n, owner) != left + n) {
+      } else if (std::find(left, left + n, owner & kTagMask) != left + n) {
         again = again || block(i).parent == 0;
         settled = settle_part(me, i, true, left, n) && settled;
       }

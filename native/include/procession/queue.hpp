@@ -13,6 +13,19 @@ struct Message {
   u8 kind;  ///< the codec's business, except kWrap
   u8 flags;
   u16 unused;
+
+  /// The block of the cargo that goes with it, 0 for none; it is in the first 8 bytes of the payload.
+  u32 cargo() const noexcept {
+    u32 block = 0;
+    if (flags & kCarries) std::memcpy(&block, this + 1, sizeof block);
+    return block;
+  }
+  const char* payload() const noexcept { return reinterpret_cast<const char*>(this + 1) + prefix(); }
+  u32 payload_len() const noexcept { return len - prefix(); }
+  u32 prefix() const noexcept { return flags & kCarries ? kPrefix : 0; }
+
+  static constexpr u8 kCarries = 1;
+  static constexpr u32 kPrefix = 8;
 };
 constexpr u8 kWrap = 0xff;
 
@@ -102,6 +115,9 @@ struct Outgoing {
   u8 kind;
   const void* data;
   u32 len;
+  u32 cargo = 0;  ///< from load_cargo(); the queue's once the message is in it
+
+  u32 stored_len() const noexcept { return len + (cargo != 0 ? Message::kPrefix : 0); }
 };
 
 /// Where get() copies to: a message longer than `capacity` is left in place, and `len` says what is needed.
@@ -110,6 +126,8 @@ struct Incoming {
   u64 capacity;
   u32 len;
   u8 kind;
+  u32 cargo =
+      0;  ///< the taker's now, to be unloaded once its handles are held; of a JoinableQueue it stays the queue's
 };
 
 class QueueOps {
@@ -129,6 +147,7 @@ class QueueOps {
     if (l == Locked::kNo) return Put::kInterrupted;
     if (l == Locked::kRecovered) repair_put(q, waiter);
     Put result = Put::kDone;
+    const u32 before = *done;
     if (q.flags.load(std::memory_order_relaxed) & kQueueShutDown) {
       result = Put::kShutDown;
     } else {
@@ -143,7 +162,7 @@ class QueueOps {
           break;
         }
         const Outgoing& o = m[*done];
-        const u32 need = 1 + (o.len + 7) / 8;
+        const u32 need = 1 + (o.stored_len() + 7) / 8;
         u32 at = place(*r, end_pos(h), need);
         if (at == kNoRoom) {
           // What was written so far becomes visible before the ring is left for good.
@@ -172,6 +191,10 @@ class QueueOps {
       r->head.store(h, kPublish);  // the commit
       CRASH_POINT("put.after_commit");
       q.nput.store(end_count(h), std::memory_order_release);
+      for (u32 i = before; i < *done; ++i) {
+        u32 owner = me_;  // unless it has been taken already
+        if (m[i].cargo != 0) arena_.block(m[i].cargo).owner.compare_exchange_strong(owner, kOwnedByQueue);
+      }
     }
     q.put_lock.unlock();
     return result;
@@ -228,7 +251,7 @@ class QueueOps {
   }
 
   /// As many messages as are there and fit, up to `n`, under one lock and with one commit a ring; not for JoinableQueue.
-  /// Calls `take(message, payload)` for each; it copies, and returns false when it has no room left.
+  /// Calls `take(message)` for each; it copies the payload and the cargo's number, and returns false when it has no room left.
   template <class Take>
   Get try_get_many(QueueState& q, u32 n, Take&& take, const Waiter& waiter) const noexcept {
     const Locked l = q.get_lock.lock(arena_.slots(), me_, waiter);
@@ -251,7 +274,8 @@ class QueueOps {
           pos += r->units - (pos & (r->units - 1));
           continue;
         }
-        if (!(more = take(m, &m + 1))) break;
+        if (!(more = take(m))) break;
+        take_cargo(m);
         pos += 1 + (m.len + 7) / 8;
         ++count;
         ++done;
@@ -283,6 +307,7 @@ class QueueOps {
     if (spin_for(kSpin, some)) return Wait::kReady;
     waiter.before_sleep();
     if (yield_for(kYield, some)) return Wait::kReady;
+    u32 slices = 0;
     for (IdleSlice slice;;) {
       const u32 key = q.getters.prepare();
       if (some()) return Wait::kReady;
@@ -290,6 +315,8 @@ class QueueOps {
       if (some()) return Wait::kReady;
       if (w != Wait::kReady) return w;
       if (joinable && scavenge(q, waiter)) return Wait::kReady;
+      // Nothing to do for a second: neither for the memory that was kept for more of the same.
+      if (++slices == kIdleSlices) arena_.trim(me_, waiter.undisturbed());
     }
   }
 
@@ -341,9 +368,21 @@ class QueueOps {
     q.flags.fetch_or(kQueueShutDown | (immediate ? kQueueImmediate : 0), std::memory_order_seq_cst);
     q.put_lock.unlock();
     if (immediate) {
-      const auto drop = [](const Message&, const void*) { return true; };
-      if (try_get_many(q, UINT32_MAX, drop, waiter) == Get::kInterrupted) return false;
-      drop_returned(q, waiter);
+      constexpr u32 kAtOnce = 64;
+      u32 cargo[kAtOnce];
+      for (u32 n = kAtOnce; n == kAtOnce;) {
+        n = 0;
+        const auto drop = [&](const Message& m) {
+          const u32 c = m.cargo();
+          if (c != 0 && n == kAtOnce) return false;
+          if (c != 0) cargo[n++] = c;
+          return true;
+        };
+        const Get r = try_get_many(q, UINT32_MAX, drop, waiter);
+        for (u32 i = 0; i < n; ++i) arena_.unload_cargo(me_, cargo[i], waiter.steady());
+        if (r == Get::kInterrupted) return false;
+      }
+      while (drop_returned(q, waiter)) {}
     }
     fence_after_rmw();
     q.getters.notify(INT32_MAX);
@@ -384,7 +423,7 @@ class QueueOps {
     }
     unlink(q, mine, before_mine);
     q.get_lock.unlock();
-    arena_.free(me_, mine, Waiter(0, {}));
+    free_record(mine);
     if (all_done(q)) {
       fence_after_rmw();
       q.joiners.notify(INT32_MAX);
@@ -510,8 +549,8 @@ class QueueOps {
       arena_.block(i).owner.store(kOwnedByQueue, std::memory_order_relaxed);
       q.in_hand_last = i;
       if (static_cast<i32>(count - rec.number) <=
-          0) {  // its consumer died before it took the item: the ring still has it
-        unlink(q, i, before);
+          0) {  // its consumer died before it took the item: the ring still has it, and its cargo
+        unlink(q, i, before, false);
         arena_.free(me_, i, Waiter(0, {}));
         continue;
       }
@@ -521,7 +560,41 @@ class QueueOps {
     q.returned.store(back, std::memory_order_release);
   }
 
+  /// `f(block)` for the cargo of each message in the rings and in hand. With both locks held, or where nobody else is.
+  template <class F>
+  void for_each_cargo(QueueState& q, F&& f) const noexcept {
+    u32 taken = 0;
+    for (u32 i = q.get_ring.load(std::memory_order_acquire), first = 1;; first = 0) {
+      const Ring& r = ring_at(q, i);
+      const u32 head = end_pos(r.head.load(std::memory_order_acquire));
+      const u64 tail = r.tail.load(std::memory_order_acquire);
+      if (first != 0) taken = end_count(tail);
+      for (u32 pos = end_pos(tail); pos != head;) {
+        const Message& m = message_at(r, pos);
+        if (m.kind == kWrap) {
+          pos += r.units - (pos & (r.units - 1));
+          continue;
+        }
+        if (const u32 c = m.cargo(); c != 0) f(c);
+        pos += 1 + (m.len + 7) / 8;
+      }
+      i = r.next.load(std::memory_order_acquire);
+      if (i == 0) break;
+    }
+    for (u32 i = q.in_hand.load(std::memory_order_acquire); i != 0;
+         i = record(i).next.load(std::memory_order_acquire)) {
+      const Record& rec = record(i);
+      const u32 c = rec.message.cargo();
+      if (c != 0 && static_cast<i32>(taken - rec.number) > 0) f(c);  // else its message is in the ring still
+    }
+  }
+
   bool reachable(QueueState& q, u32 block) const noexcept {
+    if (arena_.block(block).kind == Kind::kCargo) {
+      bool found = false;
+      for_each_cargo(q, [&](u32 c) { found = found || c == block; });
+      return found;
+    }
     for (u32 i = q.get_ring.load(std::memory_order_acquire);;) {
       if (i == block) return true;
       const u32 next = ring_at(q, i).next.load(std::memory_order_acquire);
@@ -564,15 +637,31 @@ class QueueOps {
 
  private:
   static constexpr u32 kNoRoom = UINT32_MAX;
+  static constexpr u32 kTaken = kWaiters;               // a bit that no tag has
+  static constexpr u32 kIdleSlices = 12;                // of the IdleSlice above: one second
   static constexpr i64 kSpin = 3'000, kYield = 30'000;  // ns; measured in docs/performance.md
   /// A consumer that takes nothing for this long (ns) is not at work: 100 kB take it 15 us. Paid once a ring, so that a
   /// backlog of 1 GB costs 64 of these.
   static constexpr i64 kCourtesy = 100'000;
 
+  /// The message is being taken, and its cargo with it. The mark tells the taker from a producer of the same process that has
+  /// not come to hand it over to the queue yet.
+  void take_cargo(const Message& m) const noexcept {
+    if (const u32 c = m.cargo(); c != 0) arena_.block(c).owner.store(me_ | kTaken, std::memory_order_release);
+  }
+
+  /// A record that has been unlinked, and its cargo.
+  void free_record(u32 i) const noexcept {
+    const u32 c = record(i).message.cargo();
+    arena_.free(me_, i, Waiter(0, {}));
+    if (c != 0) arena_.unload_cargo(me_, c, Waiter(0, {}));
+  }
+
   /// Take record `i` out of the list; `before` precedes it, 0 if it is the first. Then the block is ours.
-  void unlink(QueueState& q, u32 i, u32 before) const noexcept {
+  void unlink(QueueState& q, u32 i, u32 before, bool with_cargo = true) const noexcept {
     Atomic<u32>& link = before == 0 ? q.in_hand : record(before).next;
     arena_.block(i).owner.store(me_, std::memory_order_relaxed);
+    if (with_cargo) take_cargo(record(i).message);
     CRASH_POINT("unlink.before_commit");
     link.store(record(i).next.load(std::memory_order_relaxed), std::memory_order_release);  // the commit
     if (q.in_hand_last == i) q.in_hand_last = before;
@@ -622,9 +711,15 @@ class QueueOps {
 
   static void write(Ring& r, u32 pos, const Outgoing& o) noexcept {
     char* p = &r.data[(pos & (r.units - 1)) * u64{8}];
-    const Message m{o.len, o.kind, 0, 0};
+    const Message m{o.stored_len(), o.kind, o.cargo != 0 ? Message::kCarries : u8{0}, 0};
     std::memcpy(p, &m, sizeof m);
-    std::memcpy(p + sizeof m, o.data, o.len);
+    p += sizeof m;
+    if (o.cargo != 0) {
+      const u64 prefix = o.cargo;
+      std::memcpy(p, &prefix, sizeof prefix);
+      p += sizeof prefix;
+    }
+    std::memcpy(p, o.data, o.len);
   }
 
   Ring* grow(QueueState& q, const Ring& old, u32 need, const Waiter& waiter) const noexcept {
@@ -728,14 +823,16 @@ class QueueOps {
       return empty_result(q);
     }
     const Message& m = message_at(*r, pos);
-    out.len = m.len;
+    out.len = m.payload_len();
     out.kind = m.kind;
-    if (m.len > out.capacity) return Get::kTooSmall;
+    if (out.len > out.capacity) return Get::kTooSmall;
     const u32 count = end_count(r->tail.load(std::memory_order_relaxed)) + 1;
     u32 rec = 0;
     if (joinable && (rec = take_in_hand(q, m, count - 1, waiter.undisturbed())) == 0) return Get::kNoMemory;
     if (m.len > kLongCopy) waiter.before_sleep();
-    std::memcpy(out.data, &m + 1, m.len);
+    std::memcpy(out.data, m.payload(), out.len);
+    out.cargo = joinable ? 0 : m.cargo();
+    if (!joinable) take_cargo(m);
     const u32 end = pos + 1 + (m.len + 7) / 8;
     CRASH_POINT("get.before_commit");
     r->tail.store(make_end(count, end), std::memory_order_release);  // the commit
@@ -767,10 +864,11 @@ class QueueOps {
          i = record(i).next.load(std::memory_order_relaxed)) {
       Record& rec = record(i);
       if (rec.tag.load(std::memory_order_relaxed) != 0) continue;
-      out.len = rec.message.len;
+      out.len = rec.message.payload_len();
       out.kind = rec.message.kind;
+      out.cargo = 0;
       if (out.len > out.capacity) return Get::kTooSmall;
-      std::memcpy(out.data, rec.data, out.len);
+      std::memcpy(out.data, rec.message.payload(), out.len);
       rec.deliveries += 1;
       rec.tag.store(me_, std::memory_order_release);  // the commit
       q.returned.store(q.returned.load(std::memory_order_relaxed) - 1, std::memory_order_release);
@@ -780,21 +878,21 @@ class QueueOps {
     return Get::kEmpty;
   }
 
-  void drop_returned(QueueState& q, const Waiter& waiter) const noexcept {
+  /// Drop one of the items that wait to be delivered again; false when there is none (any more).
+  bool drop_returned(QueueState& q, const Waiter& waiter) const noexcept {
     const Locked l = q.get_lock.lock(arena_.slots(), me_, waiter);
-    if (l == Locked::kNo) return;
+    if (l == Locked::kNo) return false;
     if (l == Locked::kRecovered) repair_get(q);
-    for (u32 i = q.in_hand.load(std::memory_order_relaxed), before = 0, next = 0; i != 0; i = next) {
-      next = record(i).next.load(std::memory_order_relaxed);
-      if (record(i).tag.load(std::memory_order_relaxed) != 0) {
-        before = i;
-        continue;
-      }
-      unlink(q, i, before);
-      arena_.free(me_, i, Waiter(0, {}));
+    u32 i = q.in_hand.load(std::memory_order_relaxed), before = 0;
+    while (i != 0 && record(i).tag.load(std::memory_order_relaxed) != 0) {
+      before = i;
+      i = record(i).next.load(std::memory_order_relaxed);
     }
-    q.returned.store(0, std::memory_order_relaxed);
+    if (i != 0) unlink(q, i, before);
+    else q.returned.store(0, std::memory_order_relaxed);
     q.get_lock.unlock();
+    if (i != 0) free_record(i);
+    return i != 0;
   }
 
   void ring_bells(QueueState& q, u32 what) const noexcept {

@@ -37,6 +37,91 @@ Tag die_after(World& w, F&& f) {
   return tag;
 }
 
+// --- messages that carry handles ----------------------------------------------------------------------------------------------
+
+/// A queue, and an event that is only held by the messages in it.
+void make_carrying(Scene& s, u32 messages, bool joinable = false) {
+  s.objects = {s.w.make_queue(0, joinable)};
+  const u32 event = s.w.make_event();
+  for (u32 id = 0; id < messages; ++id) CHECK(put_carrying(s.w, s.objects[0], id, 40, {event, event}) == Put::kDone);
+  s.w.arena.drop(s.w.me, s.w.object(event), soon());
+  s.number = event;
+}
+
+/// The survivor: what is left in the queue can be read; when it is gone, so is the event.
+void check_carrying(Scene& s) {
+  World& w = s.w;
+  QueueState& q = w.queue(s.objects[0]);
+  clean(w);
+  drain(w, s.objects[0]);
+  while (w.queues().task_done(q, soon()) == QueueOps::Done::kYes) continue;
+  clean(w, 1);
+  for (u32 id = 0; id < 20; ++id) {
+    const u32 event = w.make_event();
+    CHECK(put_carrying(w, s.objects[0], id, 100, {event}) == Put::kDone);
+    w.arena.drop(w.me, w.object(event), soon());
+  }
+  clean(w);
+  CHECK_EQ(drain(w, s.objects[0]).size(), 20);
+  while (w.queues().task_done(q, soon()) == QueueOps::Done::kYes) continue;
+  clean(w);
+}
+
+void cargo_scenarios() {
+  add({"put, of a message that carries handles",
+       [](Scene& s) {
+         s.objects = {s.w.make_queue(), s.w.make_event(), s.w.make_lock()};
+         CHECK(put_carrying(s.w, s.objects[0], 0, 40, {s.objects[1]}) == Put::kDone);
+       },
+       enter_with(1, 40),
+       [](Scene& s) {
+         Object* const objects[] = {&s.w.object(s.objects[1]), &s.w.object(s.objects[2])};
+         s.out[0].cargo = s.w.arena.load_cargo(s.w.me, s.objects[0], objects, 2, Waiter());
+         s.put();
+       },
+       [](Scene& s) {
+         clean(s.w);
+         const auto n = drain(s.w, s.objects[0]).size();
+         CHECK(n == 1 || n == 2);
+         if (s.reached_end) CHECK_EQ(n, 2);
+         clean(s.w, 3);
+       }});
+  add({"get, of a message that carries the last handle", [](Scene& s) { make_carrying(s, 1); }, enter,
+       [](Scene& s) { s.get(); },
+       [](Scene& s) {
+         if (s.reached_end) clean(s.w, 1);
+         check_carrying(s);
+       }});
+  add({"get, of one message of two that carry", [](Scene& s) { make_carrying(s, 2); }, enter, [](Scene& s) { s.get(); },
+       check_carrying});
+  add({"JoinableQueue get, of a message that carries", [](Scene& s) { make_carrying(s, 2, true); }, enter,
+       [](Scene& s) { s.get(); },
+       [](Scene& s) {
+         s.w.queues().scavenge(s.w.queue(s.objects[0]), soon());
+         clean(s.w);
+         CHECK_EQ(drain(s.w, s.objects[0]).size(), 2);
+         check_carrying(s);
+       }});
+  add({"task_done, of a message that carries",
+       [](Scene& s) {
+         make_carrying(s, 2, true);
+         get(s.w, s.objects[0]);
+       },
+       enter, [](Scene& s) { s.w.queues().task_done(s.w.queue(s.objects[0]), Waiter()); }, check_carrying});
+  add({"shutdown, immediate, of messages that carry", [](Scene& s) { make_carrying(s, 3); }, enter,
+       [](Scene& s) { s.w.queues().shut_down(s.w.queue(s.objects[0]), true, Waiter()); },
+       [](Scene& s) {
+         CHECK(s.w.queues().shut_down(s.w.queue(s.objects[0]), true, soon()));
+         clean(s.w, 1);
+       }});
+  add({"dropping the last handle of a queue with messages that carry", [](Scene&) {},
+       [](Scene& s) {
+         enter(s);
+         make_carrying(s, 3);
+       },
+       [](Scene& s) { s.w.arena.drop(s.w.me, s.w.object(s.objects[0]), Waiter()); }, [](Scene& s) { clean(s.w, 0); }});
+}
+
 // --- queue ------------------------------------------------------------------------------------------------------------------
 
 /// The survivor: the queue holds `first`..`last`, then perhaps some of the victim's (the whole of each, in order), and works.
@@ -173,8 +258,7 @@ void queue_scenarios() {
        },
        enter,
        [](Scene& s) {
-         s.w.queues().try_get_many(
-             s.w.queue(s.objects[0]), 32, [](const Message&, const void*) { return true; }, soon());
+         s.w.queues().try_get_many(s.w.queue(s.objects[0]), 32, [](const Message&) { return true; }, soon());
        },
        [](Scene& s) { check_get(s, 0, 33, 32); }});
   add({"shutdown",
@@ -941,6 +1025,7 @@ int main(int argc, char** argv) {
   CPU_SET(sched_getcpu(), &one);
   sched_setaffinity(0, sizeof one, &one);
   queue_scenarios();
+  cargo_scenarios();
   lock_scenarios();
   semaphore_scenarios();
   condition_scenarios();

@@ -56,6 +56,7 @@ struct Scene {
     Incoming in{buffer, sizeof buffer, 0, 0};
     const QueueOps ops(w.arena, w.me);
     if (ops.try_get(q, q.object.kind == Kind::kJoinableQueue, in, Waiter()) == Get::kDone) ops.announce_space(q, 1);
+    if (in.cargo != 0) w.arena.unload_cargo(w.me, in.cargo, Waiter());
   }
 
   Scene(World& world, Control& shared) : w(world), control(shared) {}

@@ -86,7 +86,7 @@ TEST("queue: get_many, over several rings, into little room") {
   const u32 q = w.make_queue();
   for (u32 i = 0; i < 60; ++i) put(w, q, i, 200);
   u32 n = 0;
-  const auto take = [&](const Message& m, const void* data) { return n % 7 != 6 && message_id(data, m.len) == n++; };
+  const auto take = [&](const Message& m) { return n % 7 != 6 && message_id(m.payload(), m.payload_len()) == n++; };
   CHECK(w.queues().try_get_many(w.queue(q), 4, take, soon()) == Get::kDone);
   CHECK_EQ(n, 4);
   CHECK(w.queues().try_get_many(w.queue(q), 100, take, soon()) == Get::kDone);

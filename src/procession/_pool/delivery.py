@@ -155,7 +155,7 @@ class Delivery:
                 self._scheduler.give_back([unit.part(at, at + 1) for at in range(start, stop) if at not in known])
 
 
-def _loaded(job: Job, data: bytes, loads: Callable[[bytes], Any] = codec.loads) -> tuple[Any, BaseException | None]:
+def _loaded(job: Job, data: Any, loads: Callable[[Any], Any] = codec.loads) -> tuple[Any, BaseException | None]:
     """Unpickle a result; return it, or an error that says what came and why it is not to be had."""
     try:
         return loads(data), None

@@ -102,11 +102,14 @@ class Dispatcher:
         if not unit.single:
             data = codec.encode_items(unit.items, main_by_value=self._main_by_value)
             return (m.CHUNK, unit.seq, fid, unit.first, data)
-        if unit.data is None:
+        data = unit.data
+        if data is None:
             if m.is_plain(unit.items):
                 return (m.ITEM, unit.seq, fid, unit.first, unit.items)
-            unit.data = codec.encode(unit.items, main_by_value=self._main_by_value)
-        return (m.PICKLED, unit.seq, fid, unit.first, unit.data)
+            data = codec.encode_beside(unit.items, main_by_value=self._main_by_value)
+            if type(data) is bytes:  # else it is given away
+                unit.data = data
+        return (m.PICKLED, unit.seq, fid, unit.first, data)
 
     def _unsent(self, member: Member, unit: Unit, error: Exception) -> None:
         if unit.count > 1:
@@ -125,13 +128,14 @@ class Dispatcher:
             kind, number = message[0], message[1]
             if number in there:
                 continue
+            unit = self._scheduler.inflight.get(number) if kind in _UNITS else None
             try:
-                member.inbox.put(message)
+                # Packed again: what it had beside it went with the attempt.
+                member.inbox.put(message if unit is None else self._message(unit))
             except MemoryError as error:
                 if kind == m.DEFINE:
                     new.discard(number)
                     continue
-                unit = self._scheduler.inflight.get(number)
                 if unit is not None:
                     self._failures[number] = error
                     self._done.put((_UNSENT, member.wid, number))

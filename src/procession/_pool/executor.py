@@ -169,7 +169,8 @@ class TaskFuture(Future, Job):  # type: ignore[type-arg]
         unit = self._unit
         if unit is not None and not m.is_plain(unit.items):
             with contextlib.suppress(Exception):  # said when it is sent, where the future can hear it
-                unit.data = codec.encode(unit.items, main_by_value=self.function.main_by_value)
+                by_value = self.function.main_by_value
+                unit.data = codec.encode_beside(unit.items, main_by_value=by_value, lasting=True)
 
     def next_unit(self, workers: int) -> Unit | None:  # noqa: ARG002
         unit, self._unit = self._unit, None

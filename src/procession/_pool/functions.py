@@ -64,7 +64,8 @@ class Function:
             Exception: It cannot be pickled, neither by name nor by value.
         """
         if self._message is None:
-            data = codec.encode(self.function, main_by_value=self.main_by_value or self.by_value)
+            by_value = self.main_by_value or self.by_value
+            data = codec.encode_beside(self.function, main_by_value=by_value, lasting=True)
             mark = None
             by_name = not self.main_by_value and not self.by_value and not codec.main_is_importable()
             if by_name and getattr(self.function, "__module__", None) == "__main__":

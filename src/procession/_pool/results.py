@@ -220,7 +220,8 @@ class AsyncResult(_Settling, _std.ApplyResult):  # type: ignore[type-arg]
         unit = self._unit
         if unit is not None and not m.is_plain(unit.items):
             with contextlib.suppress(Exception):  # said when it is sent, where the result can hear it
-                unit.data = codec.encode(unit.items, main_by_value=self.function.main_by_value)
+                by_value = self.function.main_by_value
+                unit.data = codec.encode_beside(unit.items, main_by_value=by_value, lasting=True)
 
     @property
     def unit_seconds(self) -> float | None:

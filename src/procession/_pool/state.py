@@ -60,7 +60,7 @@ class Unit:
 
     __slots__ = ("count", "data", "deaths", "first", "items", "job", "offset", "seq", "single", "worker")
 
-    def __init__(self, job: Any, first: int, items: Any, count: int, single: bool, data: bytes | None = None) -> None:
+    def __init__(self, job: Any, first: int, items: Any, count: int, single: bool, data: Any = None) -> None:
         self.job = job
         self.first = first
         self.items = items

@@ -95,7 +95,7 @@ class Parcel:
     def __reduce__(self) -> tuple[Any, ...]:
         main_by_value = not codec.main_is_importable()
         try:
-            data = codec.encode(self._process, main_by_value=main_by_value)
+            data = codec.encode_beside(self._process, main_by_value=main_by_value)
         except Exception as error:
             what = f"could not be sent to the new process {self._process.name!r} (start method {self._method!r})"
             codec.annotate(error, what, main_by_value=main_by_value, parts=_named_parts(self._process))

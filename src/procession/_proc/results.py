@@ -173,7 +173,7 @@ def _exit_status(error: SystemExit) -> int:
 
 def _pack_value(value: object) -> tuple[Any, ...]:
     try:
-        return ("value", codec.encode(value))
+        return ("value", codec.encode_beside(value))
     except Exception as error:
         kind = type(value).__qualname__
         return _pack_failure(f"the target returned a {kind}, which could not be pickled", error)

@@ -22,6 +22,8 @@ from multiprocessing.reduction import ForkingPickler
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 
 from procession import _native
+from procession._native import Segment
+from procession._wire.payload import Outside, Payload
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +34,9 @@ __all__ = [
     "annotate",
     "decode_items",
     "dumps",
+    "dumps_beside",
     "encode",
+    "encode_beside",
     "encode_items",
     "encode_result",
     "encode_results",
@@ -43,12 +47,26 @@ __all__ = [
     "main_path",
 ]
 
-loads = pickle.loads
+
+def _reduce_view(view: memoryview) -> tuple[Any, ...]:
+    """Pickle a view of what `procession.shared` has made; others have no owner who would keep their memory."""
+    found = Segment.find(view) if view.c_contiguous else None
+    if found is None or not found[0].frozen:
+        raise TypeError("cannot pickle 'memoryview' object")
+    return memoryview, (pickle.PickleBuffer(view),)
+
+
+ForkingPickler.register(memoryview, _reduce_view)
 
 # How deep find_culprit looks. Arbitrary: deeper paths are longer than they are helpful.
 _CULPRIT_DEPTH = 5
 
 _MAIN_NAMES = ("__main__", "__mp_main__")
+
+
+def loads(data: bytes | Payload) -> Any:
+    """Unpickle what one of the functions below made, in whatever process."""
+    return data.load() if type(data) is Payload else pickle.loads(data)  # type: ignore[arg-type]
 
 
 def dumps(obj: object, *, main_by_value: bool = False) -> bytes:
@@ -70,60 +88,98 @@ def dumps(obj: object, *, main_by_value: bool = False) -> bytes:
         raise
 
 
-def encode(obj: object, *, main_by_value: bool = False) -> bytes:
-    """Pickle like `dumps`; the error carries no note."""
+def dumps_beside(obj: object, *, main_by_value: bool = False) -> bytes | Payload:
+    """Pickle like `dumps`, with large buffers beside the pickle; see `encode_beside`."""
+    try:
+        return encode_beside(obj, main_by_value=main_by_value)
+    except Exception as error:
+        annotate(error, "cannot be sent to another process", main_by_value=main_by_value, parts={"the object": obj})
+        raise
+
+
+def encode_beside(obj: object, *, main_by_value: bool = False, lasting: bool = False) -> bytes | Payload:
+    """Pickle like `encode`, with large buffers and the handles beside the pickle, if there are any.
+
+    What comes out is to be sent in a message of one of our queues, or in a pickle for a new process. `lasting`: more than once.
+    """
+    outside = Outside()
+    former = _native.handle_collector(outside.handles)
+    try:
+        data = encode(obj, main_by_value=main_by_value, outside=outside)
+    finally:
+        _native.handle_collector(former)
+    return outside.beside(data, lasting)
+
+
+def encode(obj: object, *, main_by_value: bool = False, outside: Outside | None = None) -> bytes:
+    """Pickle like `dumps`; the error carries no note. What need not be in the pickle goes `outside`."""
     popen: Any = _context.get_spawning_popen()
     descriptors: list[int] = getattr(popen, "_fds", [])
     known = len(descriptors)
     try:
-        data = _plain(obj)
+        data = _plain(obj, outside)
     except Exception as error:
         # The descriptors of the attempt that failed must not be sent twice.
         del descriptors[known:]
+        if outside is not None:
+            outside.clear()
         try:
-            return _by_value(obj, main_by_value=main_by_value)
+            return _by_value(obj, outside, main_by_value=main_by_value)
         except Exception:
             del descriptors[known:]
             raise error from None
     # The text is searched, not the object: this costs next to nothing, and a false alarm only costs cloudpickle.
     if main_by_value and b"__main__" in data:
         del descriptors[known:]
-        return _by_value(obj, main_by_value=True)
+        if outside is not None:
+            outside.clear()
+        return _by_value(obj, outside, main_by_value=True)
     return data
 
 
-def encode_items(items: Sequence[Any], *, main_by_value: bool = False) -> bytes:
+def encode_items(items: Sequence[Any], *, main_by_value: bool = False) -> bytes | Payload:
     """Encode a chunk of items for `decode_items`."""
-    return _native._pack_numbers(items) or encode(items, main_by_value=main_by_value)  # type: ignore[arg-type]
+    return _native._pack_numbers(items) or encode_beside(items, main_by_value=main_by_value)  # type: ignore[arg-type]
 
 
-def encode_results(results: list[Any], *, main_by_value: bool = False) -> bytes:
+def encode_results(results: list[Any], *, main_by_value: bool = False) -> bytes | Payload:
     """Encode a chunk of results for `decode_items`; see `encode_result`."""
     return _native._pack_numbers(results) or encode_result(results, main_by_value=main_by_value)
 
 
-def decode_items(data: bytes) -> list[Any]:
+def decode_items(data: bytes | Payload) -> list[Any]:
     """Return the items as a list; a chunk of a range or tuple too."""
-    if data[:1] in {b"I", b"D"}:
+    if type(data) is bytes and data[:1] in {b"I", b"D"}:
         return _native._unpack_numbers(data)
     items = loads(data)
     return items if type(items) is list else list(items)
 
 
-def encode_result(obj: object, *, main_by_value: bool = False) -> bytes:
+def encode_result(obj: object, *, main_by_value: bool = False) -> bytes | Payload:
     """Pickle a pool's result: by value only what its receiver knows by no name."""
-    return encode(obj, main_by_value=True) if main_by_value else _plain(obj)
+    if main_by_value:
+        return encode_beside(obj, main_by_value=True)
+    outside = Outside()
+    former = _native.handle_collector(outside.handles)
+    try:
+        data = _plain(obj, outside)
+    finally:
+        _native.handle_collector(former)
+    return outside.beside(data)
 
 
-def _plain(obj: object) -> bytes:
+def _plain(obj: object, outside: Outside | None = None) -> bytes:
     buffer = io.BytesIO()
-    ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(obj)
+    if outside is None:
+        ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(obj)
+    else:
+        ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL, True, outside).dump(obj)
     return buffer.getvalue()
 
 
-def _by_value(obj: object, *, main_by_value: bool) -> bytes:
+def _by_value(obj: object, outside: Outside | None, *, main_by_value: bool) -> bytes:
     buffer = io.BytesIO()
-    _by_value_pickler()(buffer, main_by_value).dump(obj)
+    _by_value_pickler()(buffer, main_by_value, outside).dump(obj)
     return buffer.getvalue()
 
 
@@ -138,12 +194,12 @@ def _by_value_pickler() -> Any:
         # The registry itself and not a copy: torch and others register while the program runs.
         dispatch_table: ClassVar[Any] = ChainMap(
             ForkingPickler._extra_reducers,
-            dict.fromkeys((io.TextIOWrapper, memoryview), _refuse),
+            {io.TextIOWrapper: _refuse},
             cloudpickle.Pickler.dispatch_table,
         )
 
-        def __init__(self, file: io.BytesIO, main_by_value: bool) -> None:
-            super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        def __init__(self, file: io.BytesIO, main_by_value: bool, outside: Outside | None) -> None:
+            super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL, buffer_callback=outside)
             self._main_by_value = main_by_value
 
         def reducer_override(self, obj: Any) -> Any:

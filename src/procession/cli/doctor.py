@@ -366,12 +366,15 @@ def _primitives() -> list[Finding]:
 
 
 def _arena() -> list[Finding]:
-    memory = procession.memory()
-    sizes = ("used", "limit", "reserved", "capacity")
+    memory = procession.memory()._asdict()
+    del memory["holders"]
+    counts, apart = ("blocks", "objects", "processes"), ("segments", "in_messages")
     shown = ", ".join(
-        f"{name} {format_bytes(value) if name in sizes else f'{value:,}'}" for name, value in memory.items()
+        f"{name} {f'{value:,}' if name in counts else format_bytes(value)}"
+        for name, value in memory.items()
+        if name not in apart
     )
-    return [Finding("", "arena", shown, data=dict(memory))]
+    return [Finding("", "arena", shown, data=memory)]
 
 
 # --- what else is installed

@@ -1,4 +1,4 @@
-"""Every program on docs/pool.md runs, and prints what is written below it."""
+"""Every program on docs/pool.md and docs/arrays.md runs, and prints what is written below it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,23 @@ import pytest
 import procession
 from procession._pool.pool import Pool
 
-PAGE = (Path(__file__).parents[2] / "docs" / "pool.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"^```python\n(.*?)^```\n```text\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in ("pool.md", "arrays.md")}
+PAGE = PAGES["pool.md"]
+EXAMPLES = {
+    f"{name}-{number}": example
+    for name, page in PAGES.items()
+    for number, example in enumerate(
+        re.findall(r"^```python\n(.*?)^```\n```text\n(.*?)^```", page, re.MULTILINE | re.DOTALL), 1
+    )
+}
 
 
 def test_every_program_has_its_output() -> None:
-    assert PAGE.count("```python") == len(EXAMPLES)
+    assert sum(page.count("```python") for page in PAGES.values()) == len(EXAMPLES)
 
 
-@pytest.mark.parametrize(("code", "expected"), EXAMPLES, ids=[f"program{i}" for i in range(1, len(EXAMPLES) + 1)])
+@pytest.mark.parametrize(("code", "expected"), EXAMPLES.values(), ids=EXAMPLES)
 def test_a_program_prints_what_the_page_says(code: str, expected: str, tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(code)

@@ -1,0 +1,672 @@
+"""Arrays and other large buffers: equal after any trip, in place, nobody's writes seen by anybody, nothing left."""
+
+from __future__ import annotations
+
+import collections
+import gc
+import os
+import pickle
+import resource
+import signal
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import procession
+from procession import _native
+from procession._native import Segment
+from tests.unit.test_arena import output_of
+
+LARGE = 1 << 20
+
+
+def segments():
+    """Bytes in segments, once all that nobody has any more is gone."""
+    gc.collect()
+    _native.collect()
+    return procession.memory().segments
+
+
+@pytest.fixture(autouse=True)
+def _all_given_back():
+    before = segments()
+    yield
+    assert segments() <= before
+
+
+def is_in_place(array):
+    return Segment.find(memoryview(array.reshape(-1, order="A")).cast("B")) is not None
+
+
+def queues():
+    return {"Queue": procession.Queue, "JoinableQueue": procession.JoinableQueue, "SimpleQueue": procession.SimpleQueue}
+
+
+@pytest.mark.parametrize("kind", queues())
+def test_an_array_arrives_in_place_and_writable(kind):
+    q = queues()[kind]()
+    sent = np.arange(LARGE // 8, dtype=float)
+    q.put(sent)
+    got = q.get()
+    assert is_in_place(got)
+    assert (got == sent).all()
+    got += 1
+    assert (sent[0], got[0]) == (0, 1)
+
+
+def test_put_is_a_snapshot():
+    q = procession.Queue()
+    sent = np.zeros(LARGE)
+    q.put(sent)
+    sent += 1
+    assert not q.get().any()
+
+
+def make_special():
+    class_of_ints = np.dtype([("a", "i4"), ("b", "f8", (3,))])
+    base = np.arange(200_000.0)
+    return {
+        "0-d": np.array(3.0),
+        "empty": np.zeros((0, 5)),
+        "small": np.arange(10),
+        "C": base.reshape(400, 500),
+        "Fortran": np.asfortranarray(base.reshape(400, 500)),
+        "not contiguous": base[::2],
+        "transposed": base.reshape(400, 500).T,
+        "negative stride": base[::-1],
+        "broadcast": np.broadcast_to(base, (3, len(base))),
+        "structured": np.zeros(20_000, class_of_ints),
+        "objects": np.array([{"a": 1}, None, [2]] * 10_000, dtype=object),
+        "text": np.array(["a", "bcd"] * 20_000),
+        "times": np.arange("2020", "2030", dtype="datetime64[h]"),
+        "masked": np.ma.masked_greater(base, 100.0),
+        "bool": base > 100,
+        "complex": base * 1j,
+        "big endian": base.astype(">f8"),
+        "record": np.zeros(20_000, class_of_ints).view(np.recarray),
+        "nested": {"x": [base, (base, b"bytes")], "y": np.arange(5)},
+    }
+
+
+def equal(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    if isinstance(a, np.ndarray):
+        same = type(a) is type(b) and a.dtype == b.dtype and a.shape == b.shape
+        return same and (np.ma.allequal(a, b) if isinstance(a, np.ma.MaskedArray) else np.array_equal(a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("kind", make_special())
+def test_every_kind_of_array_is_equal_after_the_trip(kind):
+    q = procession.Queue()
+    value = make_special()[kind]
+    q.put(value)
+    got = q.get()
+    assert equal(value, got)
+    if isinstance(value, np.ndarray) and value.ndim > 1:
+        assert value.flags.f_contiguous == got.flags.f_contiguous
+
+
+def test_a_memory_mapped_array(tmp_path):
+    mapped = np.memmap(tmp_path / "data", dtype="f8", mode="w+", shape=(LARGE // 8,))
+    mapped[:] = 7
+    q = procession.Queue()
+    q.put(mapped)
+    assert (q.get() == 7).all()
+
+
+ARRAYS = hnp.arrays(
+    hnp.scalar_dtypes() | hnp.array_dtypes() | hnp.boolean_dtypes(),
+    hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=20),
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(array=ARRAYS, times=st.sampled_from([1, 300]), order=st.sampled_from("CF"), nested=st.booleans())
+def test_any_array_is_equal_after_the_trip(array, times, order, nested):
+    value = np.array(np.broadcast_to(array, (times, *array.shape)), order=order)
+    q = procession.Queue()
+    q.put({"a": [value, 1], "b": value} if nested else value)
+    got = q.get()
+    if nested:
+        assert got["a"][0] is got["b"]
+        got = got["b"]
+    # NumPy's own pickle gives dates another byte order.
+    same = pickle.loads(pickle.dumps(value, protocol=5))
+    assert (same.dtype, same.shape, same.tobytes()) == (got.dtype, got.shape, got.tobytes())
+
+
+@pytest.mark.leaks("threads of pyarrow, where it is installed")
+def test_data_frames():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(
+        {
+            "f": np.arange(50_000.0),
+            "i": np.arange(50_000),
+            "text": ["a", "b"] * 25_000,
+            "category": pandas.Categorical(["x", "y"] * 25_000),
+            "nullable": pandas.array([1, None] * 25_000, dtype="Int64"),
+            "time": pandas.date_range("2020", periods=50_000, freq="h", tz="UTC"),
+        }
+    )
+    q = procession.Queue()
+    q.put(frame)
+    pandas.testing.assert_frame_equal(frame, q.get())
+    with procession.get_context("fork").Pool(1) as pool:
+        pandas.testing.assert_frame_equal(frame, pool.apply(identity, (frame,)))
+        shared = procession.shared(frame)
+        assert pool.apply(sum_of_column, (shared,)) == frame["f"].sum()
+
+
+@pytest.mark.leaks("threads of pyarrow")
+def test_arrow_tables():
+    arrow = pytest.importorskip("pyarrow")
+    table = arrow.table({"x": np.arange(100_000)})
+    q = procession.Queue()
+    q.put(table)
+    assert q.get().equals(table)
+
+
+def identity(value):
+    return value
+
+
+def sum_of_column(frame):
+    return frame["f"].sum()
+
+
+def double(array):
+    array *= 2
+    return array
+
+
+def sum_of(array):
+    return float(array.sum())
+
+
+def test_arguments_and_results_of_a_pool(ctx):
+    arrays = [np.full(LARGE // 8, i, dtype=float) for i in range(6)]
+    with ctx.Pool(2) as pool:
+        for chunksize in (None, 1, 3):
+            doubled = pool.map(double, arrays, chunksize=chunksize)
+            assert [a[0] for a in doubled] == [0, 2, 4, 6, 8, 10]
+            assert all(is_in_place(a) for a in doubled)
+        assert [a[0] for a in arrays] == [0, 1, 2, 3, 4, 5]
+        assert pool.apply_async(double, (arrays[1],)).get()[0] == 2
+        assert list(pool.imap(sum_of, arrays)) == [a.sum() for a in arrays]
+        assert sorted(pool.imap_unordered(sum_of, arrays)) == sorted(a.sum() for a in arrays)
+        assert pool.starmap(np.add, [(arrays[1], arrays[2])])[0][0] == 3
+        del doubled
+
+
+def test_arguments_and_results_of_an_executor(ctx):
+    array = np.ones(LARGE)
+    with procession.ProcessPoolExecutor(2, ctx) as executor:
+        future = executor.submit(double, array)
+        assert (future.result() == 2).all()
+        assert array[0] == 1
+        del future
+
+
+def test_arguments_and_result_of_a_process(ctx):
+    array = np.ones(LARGE)
+    process = ctx.Process(target=double, args=(array,))
+    process.start()
+    result = process.result()
+    assert (result == 2).all()
+    assert array[0] == 1
+    process.join()
+    process.close()
+    del result, process
+
+
+def die_once(args):
+    array, path = args
+    array += 1
+    if not os.path.exists(path):
+        with open(path, "w", encoding="ascii"):
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+    return float(array[0])
+
+
+@pytest.mark.parametrize("call", ["map", "apply"])
+def test_a_retried_task_gets_its_array_as_it_was(ctx, tmp_path, call):
+    """The worker that was killed had written to it."""
+    array = np.zeros(LARGE)
+    with ctx.Pool(1) as pool:
+        item = (array, str(tmp_path / "died"))
+        if call == "map":
+            assert pool.map(die_once, [item], retries=1) == [1]
+        else:
+            assert pool.apply_async(die_once, (item,), retries=1).get() == 1
+
+
+def test_a_functions_own_arrays():
+    """A closure, or a partial, is sent to each worker."""
+    import functools
+
+    big = np.arange(LARGE, dtype=float)
+    with procession.get_context("fork").Pool(2) as pool:
+        assert pool.map(functools.partial(np.dot, big[:10]), [big[:10]] * 4) == [285.0] * 4
+        assert pool.map(functools.partial(largest, big), range(4)) == [LARGE - 1 + i for i in range(4)]
+
+
+def largest(array, more):
+    return float(array.max()) + more
+
+
+def read_and_write(array, conn_queue, go):
+    go.wait()
+    conn_queue.put(float(array[0]))
+    array[0] = -1
+    conn_queue.put(float(array[0]))
+
+
+def test_after_a_fork_both_have_their_own():
+    """Pitfall 10, and the writes of either after it."""
+    fork = procession.get_context("fork")
+    q, answers, go = fork.Queue(), fork.Queue(), fork.Event()
+    q.put(np.full(LARGE, 7.0))
+    array = q.get()
+    child = fork.Process(target=read_and_write, args=(array, answers, go))
+    child.start()
+    array[0] = 1
+    go.set()
+    assert (answers.get(), answers.get()) == (7, -1)
+    child.join()
+    assert array[0] == 1
+
+
+def test_after_a_fork_the_child_keeps_what_the_parent_drops():
+    fork = procession.get_context("fork")
+    q, answers, go = fork.Queue(), fork.Queue(), fork.Event()
+    q.put(np.full(LARGE, 7.0))
+    array = q.get()
+    child = fork.Process(target=read_and_write, args=(array, answers, go))
+    child.start()
+    del array
+    for i in range(5):  # the block would be used again
+        q.put(np.full(LARGE, 999.0 + i))
+        q.get()
+    go.set()
+    assert answers.get() == 7
+    child.join()
+
+
+def test_a_forked_childs_array_can_be_sent_on():
+    """Its pages are its own: what is sent is what it sees."""
+    fork = procession.get_context("fork")
+    q = fork.Queue()
+    q.put(np.zeros(LARGE))
+    array = q.get()
+    child = fork.Process(target=lambda: (double(np.add(array, 1, out=array)), q.put(array)))
+    child.start()
+    assert (q.get() == 2).all()
+    assert not array.any()
+    child.join()
+
+
+# --- empty, zeros, array
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_of_our_own_memory(order):
+    zeros = procession.zeros((300, 500), order=order)
+    assert is_in_place(zeros)
+    assert not zeros.any()
+    assert zeros.flags.f_contiguous == (order == "F")
+    copy = procession.array(np.arange(150_000).reshape(300, 500), order=order)
+    assert copy[1, 0] == 500
+    empty = procession.empty(LARGE, "u1")
+    assert (empty.shape, empty.dtype) == ((LARGE,), np.uint8)
+    assert procession.array([1, 2, 3]).tolist() == [1, 2, 3]
+    assert not is_in_place(procession.zeros(3))
+    assert procession.zeros(20_000, dtype=object)[0] == 0
+
+
+def test_memory_used_before_is_zero_again():
+    first = procession.empty(LARGE)
+    first[:] = 1
+    del first
+    assert not procession.zeros(LARGE).any()
+
+
+@pytest.mark.parametrize("arguments", [(-1,), ((3, -1),), ("a",), (3, "no such type"), (LARGE, float, "X")])
+def test_what_cannot_be_an_array(arguments):
+    with pytest.raises((ValueError, TypeError)):
+        procession.empty(*arguments)
+
+
+def test_an_array_of_ours_is_not_copied_and_still_a_snapshot():
+    q = procession.Queue()
+    array = procession.zeros(LARGE)
+    before = procession.memory().segments
+    q.put(array)
+    assert procession.memory().segments == before
+    array[0] = 1
+    got = q.get()
+    assert (got[0], got[1]) == (0, 0)
+    got[1] = 5
+    assert array[1] == 0
+    q.put(array)  # it has been given away once: a copy
+    assert q.get()[0] == 1
+    q.put(got)
+    assert q.get()[1] == 5
+
+
+def send_and_change(q, done):
+    array = procession.zeros(LARGE)
+    q.put(array)
+    array += 1
+    done.set()
+    q.put(array)
+
+
+def test_an_array_of_ours_sent_to_another_process(ctx):
+    q, done = ctx.Queue(), ctx.Event()
+    child = ctx.Process(target=send_and_change, args=(q, done))
+    child.start()
+    done.wait()
+    first = q.get()
+    assert not first.any()
+    first += 5
+    assert (q.get() == 1).all()
+    child.join()
+
+
+def test_parts_of_an_array_of_ours():
+    q = procession.Queue()
+    array = procession.array(np.arange(LARGE))
+    for part in np.array_split(array, 4):
+        q.put(part)
+    assert np.array_equal(np.concatenate([q.get() for _ in range(4)]), array)
+
+
+def test_twice_in_one_message():
+    q = procession.Queue()
+    array = procession.zeros(LARGE)
+    q.put((array, array, array.view("u8")))
+    a, b, c = q.get()
+    assert a is b
+    a[0] = 1
+    assert c[0] == 0
+
+
+# --- shared
+
+
+def test_shared_is_read_only_and_sent_as_a_handle(ctx):
+    shared = procession.shared(np.arange(LARGE, dtype=float))
+    assert not shared.flags.writeable
+    before = procession.memory().segments
+    with ctx.Pool(2) as pool:
+        assert pool.map(sum_of, [shared] * 50, chunksize=1) == [shared.sum()] * 50
+        assert pool.map(try_to_write, [shared] * 4) == ["ValueError"] * 4
+        got = pool.apply(identity, (shared,))
+        assert not got.flags.writeable
+        assert got.__array_interface__["data"] == shared.__array_interface__["data"]
+        assert procession.memory().segments == before
+        del got
+
+
+def try_to_write(array):
+    try:
+        array[0] = 1
+    except ValueError as error:
+        return type(error).__name__
+    return "written"
+
+
+def look_at(value):
+    if isinstance(value, dict):
+        return {k: look_at(v) for k, v in value.items()}
+    return (type(value).__name__, bytes(memoryview(value)[:3]), memoryview(value).readonly)
+
+
+def test_what_can_be_shared(ctx):
+    data = b"abc" * LARGE
+    with ctx.Pool(1) as pool:
+        for source in (data, bytearray(data), memoryview(data)):
+            assert pool.apply(look_at, (procession.shared(source),)) == ("memoryview", b"abc", True)
+        arrays = procession.shared({"x": np.zeros(LARGE, "u1"), "small": np.ones(4, "u1")})
+        assert not arrays["small"].flags.writeable
+        seen = pool.apply(look_at, (arrays,))
+        assert seen == {"x": ("ndarray", b"\0\0\0", True), "small": ("ndarray", b"\1\1\1", True)}
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, 5, "text", [object]])
+def test_nothing_to_share(value):
+    with pytest.raises(TypeError, match="nothing to share"):
+        procession.shared(value)
+
+
+def test_a_part_of_a_shared_array(ctx):
+    shared = procession.shared(np.arange(LARGE))
+    before = procession.memory().segments
+    with ctx.Pool(2) as pool:
+        sums = pool.map(sum_of, np.array_split(shared, 4))
+        assert sum(sums) == shared.sum()
+    assert procession.memory().segments <= before
+
+
+def test_a_view_that_has_no_owner_is_refused():
+    q = procession.Queue()
+    with pytest.raises(TypeError, match="memoryview"):
+        q.put(memoryview(bytearray(LARGE)))
+
+
+def test_shared_lives_as_long_as_its_last_holder():
+    fork = procession.get_context("fork")
+    inbox, answers = fork.Queue(), fork.Queue()
+    child = fork.Process(target=lambda: keep_until_told(inbox, answers))
+    child.start()
+    shared = procession.shared(np.full(LARGE, 7.0))
+    inbox.put(shared)
+    assert answers.get() == "has it"
+    del shared
+    gc.collect()
+    again = procession.shared(np.zeros(LARGE))
+    inbox.put("look")
+    assert answers.get() == 7
+    child.join()
+    del again
+
+
+def keep_until_told(inbox, answers):
+    array = inbox.get()
+    answers.put("has it")
+    inbox.get()
+    answers.put(float(array.max()))
+
+
+# --- whose it is, and death
+
+
+def hold(q, ready):
+    array = q.get()
+    ready.put(float(array[0]))
+    signal.pause()
+
+
+def test_a_killed_holders_memory_is_given_back(ctx, wait_until):
+    before = segments()
+    q, ready = ctx.Queue(), ctx.Queue()
+    child = ctx.Process(target=hold, args=(q, ready))
+    child.start()
+    q.put(np.ones(LARGE))
+    assert ready.get() == 1
+    assert procession.memory().segments > before
+    assert [h.pid for h in procession.memory().holders if h.bytes] == [child.pid]
+    child.kill()
+    child.join()
+    wait_until(lambda: segments() <= before)
+
+
+def test_a_queue_takes_its_arrays_along():
+    before = segments()
+    q = procession.Queue()
+    for _ in range(3):
+        q.put(np.ones(LARGE))
+    memory = procession.memory()
+    assert memory.in_messages == memory.segments - before > 0
+    del q
+    assert segments() == before
+
+
+@pytest.mark.parametrize("immediate", [False, True])
+def test_a_queue_that_is_shut_down(immediate):
+    before = segments()
+    q = procession.JoinableQueue()
+    for _ in range(100):
+        q.put(np.ones(10_000))
+    q.get()
+    q.shutdown(immediate=immediate)
+    if not immediate:
+        for _ in range(99):
+            q.get()
+    while q._unfinished():
+        q.task_done()
+    assert segments() == before
+
+
+def take_and_die(q, taken):
+    array = q.get()
+    array += 1
+    taken.set()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_joinable_queues_item_comes_again_as_it_was(ctx):
+    before = segments()
+    q, taken = ctx.JoinableQueue(), ctx.Event()
+    q.put(np.zeros(LARGE))
+    child = ctx.Process(target=take_and_die, args=(q, taken))
+    child.start()
+    taken.wait()
+    child.join()
+    assert not q.get().any()
+    q.task_done()
+    q.join()
+    assert segments() == before
+
+
+def test_many_of_them_at_once():
+    q = procession.Queue()
+    q.put_many([np.full(20_000, i) for i in range(50)])
+    assert [a[0] for a in q.get_many(50)] == list(range(50))
+
+
+def test_a_put_that_fails_keeps_nothing():
+    before = segments()
+    q = procession.Queue(1)
+    q.put(1)
+    with pytest.raises(procession.queues.Full):
+        q.put(np.zeros(LARGE), timeout=0)
+    with pytest.raises(procession.queues.Full):
+        q.put_many([np.zeros(LARGE)] * 2, timeout=0)
+    q.shutdown()
+    with pytest.raises(procession.ShutDown):
+        q.put(np.zeros(LARGE))
+    with pytest.raises(TypeError):
+        q.put([np.zeros(LARGE), threading.Lock()])
+    assert segments() == before
+
+
+def test_handles_in_messages_are_not_kept_for_ever():
+    """A lock that was sent through a queue lives in the message, then with its receiver."""
+    gc.collect()
+    before = procession.memory().objects
+    q = procession.Queue()
+    q.put({"lock": procession.Lock(), "array": np.zeros(LARGE)})
+    got = q.get()
+    assert got["lock"].acquire()
+    del got, q
+    gc.collect()
+    assert procession.memory().objects == before
+
+
+def test_a_queue_in_a_queue():
+    before = procession.memory().objects
+    outer, inner = procession.Queue(), procession.Queue()
+    inner.put(np.full(LARGE, 3.0))
+    outer.put(inner)
+    del inner
+    gc.collect()
+    assert (outer.get().get() == 3).all()
+    outer.put(procession.Queue())
+    del outer
+    gc.collect()
+    assert procession.memory().objects == before
+
+
+Pair = collections.namedtuple("Pair", "a b")  # noqa: PYI024
+
+
+def test_by_value_too():
+    """What only cloudpickle can take keeps its buffers outside."""
+    q = procession.Queue()
+    array = np.arange(LARGE)
+    q.put(Pair(lambda: array.sum(), array))  # noqa: PLW0108
+    got = q.get()
+    assert got.a() == array.sum()
+    assert is_in_place(got.b)
+
+
+def test_plain_pickle_buffers():
+    q = procession.Queue()
+    q.put({"data": pickle.PickleBuffer(bytearray(b"x" * LARGE))})
+    assert bytes(q.get()["data"]) == b"x" * LARGE
+
+
+# --- limits
+
+FILL = """
+import numpy as np, procession
+q = procession.Queue()
+n = 0
+try:
+    while True:
+        q.put(np.ones(1 << 17))
+        n += 1
+except MemoryError as error:
+    print(type(error).__name__, "in use" in str(error))
+got = [q.get() for _ in range(n)]
+print(n > 10, sum(float(a.sum()) for a in got) == n * (1 << 17))
+del got
+q.put(np.ones(1 << 17))
+print(q.get().sum() == 1 << 17)
+"""
+
+
+@pytest.mark.parametrize("limits", [[], [(resource.RLIMIT_AS, 4 << 30)], [(resource.RLIMIT_FSIZE, 1 << 30)]], ids=str)
+def test_the_limit_is_a_memory_error_with_numbers(limits):
+    """Whatever `ulimit` says; and what is given back can be used again."""
+    lines = output_of(FILL, limits=limits, env={"PROCESSION_ARENA_SIZE": "64M"})
+    assert lines == ["ArenaFullError", "True", "True", "True", "True"]
+
+
+def test_idle_memory_is_given_back_to_the_kernel():
+    q = procession.Queue()
+    q.put(np.ones(4 * LARGE))
+    q.get()
+    assert procession.memory().idle >= 4 * LARGE
+    resident = os.fstat(_native.arena_fd()).st_blocks
+    _native.trim()
+    assert procession.memory().idle == 0
+    assert os.fstat(_native.arena_fd()).st_blocks < resident
+
+
+def test_memory_is_used_again():
+    q = procession.Queue()
+    q.put(np.ones(LARGE))
+    first = q.get().__array_interface__["data"][0]
+    q.put(np.ones(LARGE))
+    assert q.get().__array_interface__["data"][0] == first
