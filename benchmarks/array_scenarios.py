@@ -159,8 +159,7 @@ def iceoryx2(nbytes: int, count: int) -> Cost:
         array = _doubles(nbytes)
         for _ in range(WARM + count):
             sample = publisher.loan_slice_uninit(nbytes // 8)
-            payload = sample.payload()
-            ctypes.memmove(payload.as_ptr() if hasattr(payload, "as_ptr") else payload, array.ctypes.data, nbytes)
+            ctypes.memmove(sample.payload().as_ptr(), array.ctypes.data, nbytes)
             sample.assume_init().send()
         time.sleep(0.5)
         os._exit(0)
@@ -175,8 +174,9 @@ def iceoryx2(nbytes: int, count: int) -> Cost:
             if sample is None:
                 os.sched_yield()
                 continue
-            payload = sample.payload()
-            total = float(np.ctypeslib.as_array(payload.as_ptr(), (nbytes // 8,)).sum())
+            view = np.frombuffer(sample.payload().as_memory_view(), float)
+            total = float(view.sum())
+            del view
             sample.delete()
             yield total
 

@@ -377,12 +377,9 @@ bool find_names() noexcept {
   if (names.extra_reducers != nullptr) return true;
   if (PyType_Ready(&sink_type) != 0 || PyType_Ready(&reducers_type) != 0) return false;
   names.pickler_type = import_from("_pickle", "Pickler");
-  names.loads = import_from("_pickle", "loads");
   names.copyreg_table = import_from("copyreg", "dispatch_table");
-  // Imported for its reducers of connections and sockets.
-  PyObject* connection = PyImport_ImportModule("multiprocessing.connection");
-  PyObject* forking = connection == nullptr ? nullptr : import_from("multiprocessing.reduction", "ForkingPickler");
-  Py_XDECREF(connection);
+  // Where there are connections, their module has registered its reducers; 5 ms to import it for nothing.
+  PyObject* forking = import_from("multiprocessing.reduction", "ForkingPickler");
   PyObject* extra = forking == nullptr ? nullptr : PyObject_GetAttrString(forking, "_extra_reducers");
   Py_XDECREF(forking);
   names.reduce = PyCFunction_New(&reduce_method, nullptr);
@@ -390,8 +387,7 @@ bool find_names() noexcept {
   PyObject* protocol = import_from("pickle", "HIGHEST_PROTOCOL");
   names.protocol = protocol;
   if (names.reduce == nullptr || names.reduce_ex == nullptr || protocol == nullptr) return false;
-  if (names.pickler_type == nullptr || names.loads == nullptr || names.copyreg_table == nullptr || extra == nullptr)
-    return false;
+  if (names.pickler_type == nullptr || names.copyreg_table == nullptr || extra == nullptr) return false;
   names.extra_reducers = extra;
   return true;
 }
@@ -450,6 +446,13 @@ PyObject* plain_pickle(PyObject* value, PyObject** buffers) noexcept {
 }  // namespace
 
 void set_main_by_value(bool on) noexcept { main_by_value = on; }
+
+PyObject* pickle_beside(PyObject* value) noexcept {
+  PyObject* buffers = nullptr;
+  PyObject* data = plain_pickle(value, &buffers);
+  if (data == nullptr || buffers == nullptr) return data;
+  return Py_BuildValue("(NN)", data, buffers);
+}
 
 bool Encoded::hold(PyObject* bytes, Coding coding) noexcept {
   Py_XSETREF(keep_, bytes);
@@ -584,7 +587,7 @@ PyObject* decode(u8 coding, const void* data, u64 len, PyObject* whole) noexcept
     case Coding::kBytes:
       return whole != nullptr ? Py_NewRef(whole) : PyBytes_FromStringAndSize(p, static_cast<Py_ssize_t>(len));
     case Coding::kPickle: {
-      if (!find_names()) return nullptr;
+      if (names.loads == nullptr && (names.loads = import_from("_pickle", "loads")) == nullptr) return nullptr;
       PyObject* bytes =
           whole != nullptr ? Py_NewRef(whole) : PyBytes_FromStringAndSize(p, static_cast<Py_ssize_t>(len));
       PyObject* r = bytes == nullptr ? nullptr : PyObject_CallOneArg(names.loads, bytes);

@@ -54,6 +54,9 @@ PyObject* decode(u8 coding, const void* data, u64 len, PyObject* whole) noexcept
 /// holder of what is sent away. Its block; 0 if there are none, or with an exception set.
 u32 load(Encoded& e, View* v, u32 parent) noexcept;
 
+/// As a queue pickles what is no plain value: bytes, or (bytes, buffers) where some are left out.
+PyObject* pickle_beside(PyObject* value) noexcept;
+
 /// When true, what pickle would name in __main__ travels by value: spawned children cannot import it (a notebook, -c).
 void set_main_by_value(bool on) noexcept;
 

@@ -12,6 +12,7 @@ namespace {
 struct QueueObject {
   Handle handle;
   bool closed;  ///< by close(), in this process
+  bool large;   ///< the last message that was taken here carried something
   u8 bells;     ///< a bit for each bell this handle has added
 
   QueueState& state() const noexcept { return handle.state<QueueState>(); }
@@ -277,7 +278,7 @@ PyObject* get_one(QueueObject* q, i64 deadline, bool undisturbed = false) noexce
         in.capacity = in.len;
         continue;
       case Get::kEmpty:
-        if (deadline != 0) w = ops.wait_items(s, joinable, way);
+        if (deadline != 0) w = ops.wait_items(s, joinable, way, q->large);
         if (w == Wait::kReady) continue;
         waiter.resume();
         Py_XDECREF(bytes);
@@ -298,6 +299,7 @@ PyObject* get_one(QueueObject* q, i64 deadline, bool undisturbed = false) noexce
   }
   waiter.resume();
   defer_error();
+  q->large = in.cargo != 0;
   ops.announce_space(s, 1);
   PyObject* value =
       receive(q, in.kind, in.data, in.len, in.cargo, bytes != nullptr && in.len == in.capacity ? bytes : nullptr);
@@ -665,7 +667,10 @@ PyObject* py_set_main_by_value(PyObject*, PyObject* arg) noexcept {
   set_main_by_value(on != 0);
   Py_RETURN_NONE;
 }
+PyObject* py_pickle_beside(PyObject*, PyObject* value) noexcept { return pickle_beside(value); }
 PyMethodDef functions[] = {
+    {"pickle_beside", py_pickle_beside, METH_O,
+     "pickle_beside(obj) -> bytes | (bytes, buffers)\n\nPickle as a queue does; large buffers are left out."},
     {"set_main_by_value", py_set_main_by_value, METH_O, "Whether queues send what is defined in __main__ by value."},
     {nullptr, nullptr, 0, nullptr},
 };

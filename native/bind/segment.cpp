@@ -77,6 +77,14 @@ PyObject* fill(PyObject* self, PyObject* args) noexcept {
   return ok ? Py_NewRef(Py_None) : nullptr;
 }
 
+/// Before many writes to memory that has been used before.
+PyObject* populate(PyObject* self, PyObject*) noexcept {
+  SegmentObject* s = segment(self);
+  if (!check_writable(s)) return nullptr;
+  if (s->handle.view->arena.block(s->handle.object->block).warm != 0) s->handle.view->arena.populate(s->state(), true);
+  Py_RETURN_NONE;
+}
+
 PyObject* zero(PyObject* self, PyObject*) noexcept {
   SegmentObject* s = segment(self);
   if (!check_writable(s)) return nullptr;
@@ -163,6 +171,7 @@ void dealloc(PyObject* self) noexcept {
 PyMethodDef methods[] = {
     {"fill", fill, METH_VARARGS, "fill(buffer, offset=0)\n\nCopy bytes in; without the GIL when there are many."},
     {"zero", zero, METH_NOARGS, "Set all bytes to 0; new pages of the kernel's are not touched."},
+    {"populate", populate, METH_NOARGS, "Have its pages mapped at once, if they are in memory."},
     {"freeze", freeze, METH_NOARGS, "From now on nobody writes to it: all processes read the same memory."},
     {"give", give, METH_NOARGS,
      "give() -> bool\n\nTo be called before a handle is sent: what this process writes from now on, others do not see. "
@@ -215,7 +224,11 @@ PyObject* segment_received(PyObject* self) noexcept {
     return h != p && h->object == static_cast<const Handle*>(p)->object;
   };
   if (find_handle(same, &s->handle) == nullptr) {
-    if (!arena.is_shared(s->handle.view->me, *s->handle.object, own_cargoes, patient()) || isolate(s)) return self;
+    if (!arena.is_shared(s->handle.view->me, *s->handle.object, own_cargoes, patient())) return self;
+    if (isolate(s)) {
+      arena.populate(s->state(), false);
+      return self;
+    }
   }
   PyObject* own = segment_type->tp_alloc(segment_type, 0);
   if (own != nullptr && !make(segment(own), s->state().length)) Py_CLEAR(own);

@@ -197,6 +197,13 @@ class Arena {
     if (shared) madvise(p, bytes, MADV_DONTDUMP);
     return true;
   }
+
+  /// Have a segment's pages mapped at once: a fault for each (or for 16, where they are read) takes as long as copying it does.
+  /// From Linux 5.14 on; before, they are faulted in.
+  void populate(const SegmentState& s, bool write) noexcept {
+    constexpr int kPopulateRead = 22, kPopulateWrite = 23;
+    madvise(data_of(s), (s.length + kPage - 1) & ~(kPage - 1), write ? kPopulateWrite : kPopulateRead);
+  }
   int error() const noexcept { return errno_; }
   u64 id() const noexcept { return header().id; }
 

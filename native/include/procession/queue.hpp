@@ -225,7 +225,7 @@ class QueueOps {
       const auto room = [&] { return !full(q) || (q.flags.load(std::memory_order_relaxed) & kQueueShutDown); };
       if (spin_for(kSpin, room)) continue;
       waiter.before_sleep();
-      if (yield_for(kYield, room)) continue;
+      if (yield_for(m[0].cargo == 0 ? kYield : kLongYield, room)) continue;
       for (IdleSlice slice;;) {
         const u32 key = q.putters.prepare();
         if (room()) break;
@@ -302,11 +302,12 @@ class QueueOps {
   }
 
   /// Wait until there may be something to take (kReady: try again), the queue was shut down, or the wait has to end.
-  Wait wait_items(QueueState& q, bool joinable, const Waiter& waiter) const noexcept {
+  /// `large`: the messages carry arrays, and so the next one may be some 100 us away though its producer is at work.
+  Wait wait_items(QueueState& q, bool joinable, const Waiter& waiter, bool large = false) const noexcept {
     const auto some = [&] { return may_have_items(q); };
     if (spin_for(kSpin, some)) return Wait::kReady;
     waiter.before_sleep();
-    if (yield_for(kYield, some)) return Wait::kReady;
+    if (yield_for(large ? kLongYield : kYield, some)) return Wait::kReady;
     u32 slices = 0;
     for (IdleSlice slice;;) {
       const u32 key = q.getters.prepare();
@@ -639,7 +640,8 @@ class QueueOps {
   static constexpr u32 kNoRoom = UINT32_MAX;
   static constexpr u32 kTaken = kWaiters;               // a bit that no tag has
   static constexpr u32 kIdleSlices = 12;                // of the IdleSlice above: one second
-  static constexpr i64 kSpin = 3'000, kYield = 30'000;  // ns; measured in docs/performance.md
+  // ns; measured in docs/performance.md. The long one is what a copy of 2 MB takes: to sleep and be woken costs both sides 50 us.
+  static constexpr i64 kSpin = 3'000, kYield = 30'000, kLongYield = 250'000;
   /// A consumer that takes nothing for this long (ns) is not at work: 100 kB take it 15 us. Paid once a ring, so that a
   /// backlog of 1 GB costs 64 of these.
   static constexpr i64 kCourtesy = 100'000;

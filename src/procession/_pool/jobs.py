@@ -31,6 +31,8 @@ RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
 
 # A chunk is made to take about this long: long against what a message costs (a few us), short against what a death costs.
 CHUNK_S = 0.0015
+# And not less than this, also at the end of a mapping, when the chunks get smaller.
+LEAST_S = 0.00002
 MOST_ITEMS = 1 << 16
 
 
@@ -95,7 +97,8 @@ class Job:
         if each is None or self.timeout is not None:
             return 1
         wanted = MOST_ITEMS if each * MOST_ITEMS < CHUNK_S else int(CHUNK_S / each)
-        return int(max(1, min(wanted, math.ceil(remaining / (2 * workers)), self.engine.most_items)))
+        least = min(remaining, MOST_ITEMS if each * MOST_ITEMS < LEAST_S else int(LEAST_S / each))
+        return int(max(1, min(wanted, max(least, math.ceil(remaining / (2 * workers))), self.engine.most_items)))
 
     def call_text(self, unit: Unit) -> str:
         """Describe the call that a unit of one item is."""

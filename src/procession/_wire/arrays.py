@@ -142,6 +142,7 @@ def _new(shape: Any, dtype: Any, order: str) -> tuple[np.ndarray[Any, Any], Segm
     if kind.hasobject or like.size * kind.itemsize < LEAST_BYTES:
         return np.empty(shape, kind, order=order), None  # type: ignore[call-overload]
     segment = Segment(like.size * kind.itemsize)
+    segment.populate()
     return np.ndarray(like.shape, kind, buffer=memoryview(segment), order=order), segment  # type: ignore[arg-type]
 
 
