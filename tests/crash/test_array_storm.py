@@ -69,7 +69,7 @@ def take_part(seed, plain, joinable, shared):
             if child == 0:
                 damaged = False
                 for array in kept:
-                    array += 1
+                    array[:] = array + 1
                     damaged = damaged or not is_whole(array)
                 os._exit(DAMAGED if damaged else 0)
             if os.waitpid(child, 0)[1] != 0:

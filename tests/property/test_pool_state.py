@@ -21,6 +21,7 @@ class Job:
         self.chunk = chunk
         self.priority = priority
         self.unit_seconds = seconds
+        self.unit_bytes = 0.0
         self.in_order = priority != 0
         self.cursor = 0
         self.fate = [WAITING] * count

@@ -9,6 +9,7 @@ import pickle
 import resource
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -670,3 +671,35 @@ def test_memory_is_used_again():
     first = q.get().__array_interface__["data"][0]
     q.put(np.ones(LARGE))
     assert q.get().__array_interface__["data"][0] == first
+
+
+def test_a_stream_of_large_results_holds_what_is_in_flight(ctx):
+    """Its consumer is slow; what is ahead of it is bounded in bytes, not only in time."""
+    peak = 0
+    with ctx.Pool(2) as pool:
+        for i, array in enumerate(pool.imap(eight_megabytes, range(60))):
+            assert array[0] == i
+            time.sleep(0.005)
+            peak = max(peak, procession.memory().segments)
+        del array
+    assert peak < 150 << 20
+
+
+def eight_megabytes(number):
+    return np.full(LARGE, number, dtype=float)
+
+
+def test_large_arguments_are_sent_a_few_ahead():
+    """A worker has not more in advance than some megabytes, however short its tasks are."""
+    peak = 0
+    arrays = [np.full(LARGE, i, dtype=float) for i in range(60)]
+    with procession.get_context("fork").Pool(2) as pool:
+        result = pool.map_async(first_of, arrays)
+        while not result.ready():
+            peak = max(peak, procession.memory().segments)
+        assert result.get() == list(range(60))
+    assert peak < 150 << 20
+
+
+def first_of(array):
+    return int(array[0])

@@ -638,8 +638,8 @@ class QueueOps {
 
  private:
   static constexpr u32 kNoRoom = UINT32_MAX;
-  static constexpr u32 kTaken = kWaiters;               // a bit that no tag has
-  static constexpr u32 kIdleSlices = 12;                // of the IdleSlice above: one second
+  static constexpr u32 kTaken = kWaiters;  // a bit that no tag has
+  static constexpr u32 kIdleSlices = 12;   // of the IdleSlice above: one second
   // ns; measured in docs/performance.md. The long one is what a copy of 2 MB takes: to sleep and be woken costs both sides 50 us.
   static constexpr i64 kSpin = 3'000, kYield = 30'000, kLongYield = 250'000;
   /// A consumer that takes nothing for this long (ns) is not at work: 100 kB take it 15 us. Paid once a ring, so that a

@@ -98,6 +98,7 @@ class Delivery:
 
     @staticmethod
     def _deliver_pickled(unit: Unit, message: tuple[Any, ...]) -> None:
+        unit.job.weigh(1, message[3])
         value, error = _loaded(unit.job, message[3])
         if error is None:
             unit.job.put_value(unit.first, value)
@@ -119,6 +120,7 @@ class Delivery:
             with self._lock:
                 self._scheduler.progressed(seq, stop, time.monotonic())
             unit.offset = stop  # also where the unit's end is in the same batch
+        job.weigh(stop - start, data)
         values, error = _loaded(job, data, codec.decode_items)
         if error is not None:
             self._load_each(unit, message, error)

@@ -101,6 +101,7 @@ class Dispatcher:
         fid = unit.job.function.fid
         if not unit.single:
             data = codec.encode_items(unit.items, main_by_value=self._main_by_value)
+            unit.job.weigh(unit.count, data)
             return (m.CHUNK, unit.seq, fid, unit.first, data)
         data = unit.data
         if data is None:
@@ -109,6 +110,7 @@ class Dispatcher:
             data = codec.encode_beside(unit.items, main_by_value=self._main_by_value)
             if type(data) is bytes:  # else it is given away
                 unit.data = data
+            unit.job.weigh(1, data)
         return (m.PICKLED, unit.seq, fid, unit.first, data)
 
     def _unsent(self, member: Member, unit: Unit, error: Exception) -> None:

@@ -14,6 +14,7 @@ from collections import deque
 
 from procession._errors import RemoteError
 from procession._pool.errors import TaskCancelledError
+from procession._wire.payload import Payload
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
 CHUNK_S = 0.0015
 # And not less than this, also at the end of a mapping, when the chunks get smaller.
 LEAST_S = 0.00002
+# Nor made of more than this in arrays and the like: a message is in memory as a whole.
+CHUNK_BYTES = 16 << 20
 MOST_ITEMS = 1 << 16
 
 
@@ -46,6 +49,7 @@ class Job:
         timeout: Seconds each item may take; None for no limit.
         retries: How many more workers may die of an item.
         unit_seconds: How long its units take, a moving average; None before the first answer.
+        item_bytes: How much shared memory an item takes, or its result if that is more; a moving maximum, 0 below 64 KiB.
         owner: The pool, which is not collected as garbage while it has something to do.
         settled: It has its result; what comes now is ignored.
         unpickling_error: What is raised when a result cannot be unpickled here.
@@ -60,6 +64,7 @@ class Job:
     seed: int | None = None
     unit_seconds: float | None = None
     item_seconds: float | None = None
+    item_bytes = 0.0
     settled = False
     engine: Any = None
     return_errors = False
@@ -91,13 +96,27 @@ class Job:
             self.item_seconds * items if before is None else 0.7 * (self.unit_seconds or 0) + 0.3 * seconds
         )
 
+    def weigh(self, items: int, data: Any) -> None:
+        """Take in what `items` items, or their results, were packed as."""
+        if type(data) is Payload:
+            self.item_bytes = max(data.nbytes / items, 0.9 * self.item_bytes)
+
+    @property
+    def unit_bytes(self) -> float:
+        """How much shared memory a unit takes, about."""
+        each = self.item_seconds
+        items = (self.unit_seconds or each) / each if each else 1.0
+        return self.item_bytes * max(1.0, items)
+
     def chunk(self, remaining: int, workers: int) -> int:
         """Choose the size of the next chunk when `remaining` items are left."""
         each = self.item_seconds
         if each is None or self.timeout is not None:
             return 1
         wanted = MOST_ITEMS if each * MOST_ITEMS < CHUNK_S else int(CHUNK_S / each)
-        least = min(remaining, MOST_ITEMS if each * MOST_ITEMS < LEAST_S else int(LEAST_S / each))
+        if self.item_bytes:
+            wanted = min(wanted, max(1, int(CHUNK_BYTES / self.item_bytes)))
+        least = min(remaining, wanted, MOST_ITEMS if each * MOST_ITEMS < LEAST_S else int(LEAST_S / each))
         return int(max(1, min(wanted, max(least, math.ceil(remaining / (2 * workers))), self.engine.most_items)))
 
     def call_text(self, unit: Unit) -> str:

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
         unit_seconds: float | None
         in_order: bool
 
+        @property
+        def unit_bytes(self) -> float:
+            """How much shared memory a unit takes."""
+
         def next_units(self, most: int, workers: int) -> list[Unit]:
             """Return the next units, `most` of them or fewer; none if there are none now."""
 
@@ -39,6 +43,8 @@ __all__ = ["Loss", "Scheduler", "Unit", "Worker"]
 # without being asked.
 AHEAD_S = 0.02
 MOST_AHEAD = 256
+# And no more than about this in arrays and the like: all of it is in shared memory at once.
+AHEAD_BYTES = 32 << 20
 # A unit of this length is not given in advance: another worker may be free for it sooner, and what a wake-up costs is nothing.
 LONG_S = 0.1
 
@@ -235,10 +241,11 @@ class Scheduler:
         seconds = job.unit_seconds
         if seconds is None or seconds >= LONG_S:
             return 1
-        if seconds * MOST_AHEAD < AHEAD_S:
-            return MOST_AHEAD
+        depth = MOST_AHEAD if seconds * MOST_AHEAD < AHEAD_S else int(AHEAD_S / seconds)
+        if depth > 2 and (nbytes := job.unit_bytes):
+            depth = min(depth, int(AHEAD_BYTES / nbytes))
         # Two, so that the worker has the next when it is done with one; but not where the order matters more.
-        return max(1 if job.in_order else 2, int(AHEAD_S / seconds))
+        return max(1 if job.in_order else 2, depth)
 
     def _assign(self, worker: Worker, units: list[Unit]) -> None:
         seq = self._seq

@@ -31,6 +31,8 @@ STREAM_AHEAD_S = 0.02
 # Items of a stream are not held back for longer than this to make a larger unit.
 HOLD_S = 0.001
 MOST_BUFFERED = 4096
+# And in arrays and the like.
+STREAM_BYTES = 64 << 20
 
 
 class Stream(Job):
@@ -90,7 +92,8 @@ class Stream(Job):
         each = self.item_seconds
         if each is None:
             return least
-        return max(least, min(int(workers * STREAM_AHEAD_S / each) if each > 1e-7 else MOST_BUFFERED, MOST_BUFFERED))
+        most = MOST_BUFFERED if not self.item_bytes else int(STREAM_BYTES / self.item_bytes)
+        return max(least, min(int(workers * STREAM_AHEAD_S / each) if each > 1e-7 else MOST_BUFFERED, most))
 
     def feed(self) -> None:
         """Read the input as far as the consumer allows; the body of the feeder thread."""

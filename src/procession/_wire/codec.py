@@ -170,10 +170,10 @@ def encode_result(obj: object, *, main_by_value: bool = False) -> bytes | Payloa
 
 def _plain(obj: object, outside: Outside | None = None) -> bytes:
     if type(outside) is Outside:  # the same in C
-        data = _native.pickle_beside(obj)
-        if type(data) is bytes:
-            return data
-        data, outside.buffers = data
+        packed = _native.pickle_beside(obj)
+        if isinstance(packed, bytes):
+            return packed
+        data, outside.buffers = packed
         return data
     buffer = io.BytesIO()
     ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL, True, outside).dump(obj)

@@ -57,6 +57,11 @@ class Payload:
             self.buffers = self.handles = ()
         return Payload, state
 
+    @property
+    def nbytes(self) -> int:
+        """How much is beside the pickle, but for what all share."""
+        return sum(length for segment, _, length in self.buffers if not segment.frozen)
+
     def load(self) -> Any:
         """Unpickle; the object uses the segments in place. Once only: two would be the same memory."""
         return pickle.loads(self.data, buffers=[_view(*each) for each in self.buffers])
