@@ -245,11 +245,10 @@ constexpr u32 kOnStack = 2048;
 
 /// Decode a message that has been taken; then its handles are held here, and its cargo can go.
 PyObject* receive(QueueObject* q, u8 kind, const void* data, u64 len, u32 cargo, PyObject* whole) noexcept {
-  if (cargo == 0) return decode(kind, data, len, whole);
-  const u32 outer = std::exchange(own_cargoes, 1);
+  const u32 outer = std::exchange(own_cargoes, cargo != 0);
   PyObject* value = decode(kind, data, len, whole);
   own_cargoes = outer;
-  q->handle.view->arena.unload_cargo(q->handle.view->me, cargo, patient());
+  if (cargo != 0) q->handle.view->arena.unload_cargo(q->handle.view->me, cargo, patient());
   return value;
 }
 

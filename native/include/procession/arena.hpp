@@ -637,14 +637,20 @@ inline void Arena::make_room() noexcept {
   Header& h = header();
   u32 n = h.nblocks.load(std::memory_order_relaxed);
   while (n > 1 && block(n - 1).owner.load(std::memory_order_relaxed) == 0) --n;
-  h.nblocks.store(n, std::memory_order_release);
+  u64 end = h.data_off;
   for (u32 i = 1; i < n; ++i) {
     Block& b = block(i);
+    end = std::max(end, b.off + class_bytes(b.cls));
     if (b.owner.load(std::memory_order_relaxed) == 0 && class_bytes(b.cls) >= kPage) {
       madvise(base_ + b.off, class_bytes(b.cls), MADV_REMOVE);
       b.warm = 0;
     }
   }
+  // Before the blocks there are forgotten: what is carved anew is zero.
+  end = (end + kPage - 1) & ~(kPage - 1);
+  if (end < h.bump) madvise(base_ + end, h.bump - end, MADV_REMOVE);
+  CRASH_POINT("make_room.before_commit");
+  h.nblocks.store(n, std::memory_order_release);
   rebuild_free_lists();
 }
 

@@ -57,6 +57,27 @@ TEST("arena: full is an answer, and room comes back") {
   clean(w, 0);
 }
 
+TEST("arena: what is new is zero, also where there was something before") {
+  World w(u64{4} << 20, 1 << 20);
+  std::vector<u32> blocks;
+  for (u32 size : {100'000u, 300u}) {
+    for (u32 i; (i = w.arena.allocate(w.me, size, Kind::kRing, 0, soon())) != 0;) {
+      blocks.push_back(i);
+      std::memset(&w.arena.at<char>(i), 0xff, size);
+    }
+  }
+  for (const u32 i : blocks) w.arena.free(w.me, i, soon());
+  CHECK(w.arena.header().idle.load() >= 700'000);
+  const u32 large = w.arena.allocate(w.me, 600'000, Kind::kRing, 0, soon());
+  CHECK(large != 0 && w.arena.block(large).warm == 0);
+  const char* p = &w.arena.at<char>(large);
+  CHECK(std::all_of(p, p + 600'000, [](char c) { return c == 0; }));
+  w.arena.free(w.me, large, soon());
+  CHECK(w.arena.trim(w.me, soon()) >= 600'000);
+  CHECK_EQ(w.arena.header().idle.load(), 0);
+  clean(w, 0);
+}
+
 TEST("arena: an object lives while one process holds it, and no longer") {
   World w;
   const u32 i = w.make_lock();
