@@ -8,7 +8,8 @@ namespace procession::bind {
 namespace {
 
 bool main_by_value = false;
-PyObject* spare_list = nullptr;  // for the handles of the next pickle
+PyObject* payload_type = nullptr;  // once its module has been imported
+PyObject* spare_list = nullptr;    // for the handles of the next pickle
 
 }  // namespace
 
@@ -20,10 +21,39 @@ PyObject* spare_list = nullptr;  // for the handles of the next pickle
 //
 //   N None | T True | F False | i 8-byte int | b 1-byte int | j u16 long int | d 8-byte float
 //   a u16 ASCII text | s u16 text | y u16 bytes | t u16 tuple | l u16 list | m u16 dict
+//   P a payload without handles: bytes, u16 segments, each arena, block, generation, offset, length
+
+namespace {
+
+/// Borrowed; nullptr with an exception set.
+PyObject* payload_class() noexcept {
+  if (payload_type == nullptr) Py_XDECREF(PyImport_ImportModule("procession._wire.payload"));  // which says what it is
+  return payload_type;
+}
+
+struct SegmentEntry {
+  u64 arena, offset, length;
+  u32 block, gen;
+};
+
+}  // namespace
 
 class CompactWriter {
  public:
-  explicit CompactWriter(Encoded& e) noexcept : at_(e.buffer_), begin_(e.buffer_), end_(e.buffer_ + sizeof e.buffer_) {}
+  explicit CompactWriter(Encoded& e) noexcept
+      : e_(e), at_(e.buffer_), begin_(e.buffer_), end_(e.buffer_ + sizeof e.buffer_) {}
+
+  /// The value as a whole; on failure nothing has been done to it.
+  bool write_all(PyObject* v) noexcept {
+    const bool ok = write(v, 0);
+    if (!ok) Py_CLEAR(e_.handles_);
+    for (int i = 0; ok && i < payloads_; ++i) {
+      PyObject* r = PyObject_CallMethod(payload_[i], "given", nullptr);
+      if (r == nullptr) PyErr_Clear();
+      Py_XDECREF(r);
+    }
+    return ok;
+  }
 
   bool write(PyObject* v, int depth) noexcept {
     PyTypeObject* t = Py_TYPE(v);
@@ -45,6 +75,7 @@ class CompactWriter {
     if (t == &PyBool_Type) return fixed(v == Py_True ? 'T' : 'F', nullptr, 0);
     if (t == &PyBytes_Type) return bytes('y', PyBytes_AS_STRING(v), PyBytes_GET_SIZE(v));
     if (depth > kDepth) return false;
+    if (payload_type != nullptr && reinterpret_cast<PyObject*>(t) == payload_type) return write_payload(v);
     if (t == &PyTuple_Type) {
       const Py_ssize_t n = PyTuple_GET_SIZE(v);
       if (!count('t', n)) return false;
@@ -128,6 +159,40 @@ class CompactWriter {
     return failed == 0;
   }
 
+  bool write_payload(PyObject* v) noexcept {
+    PyObject* data = PyObject_GetAttrString(v, "data");
+    PyObject* buffers = PyObject_GetAttrString(v, "buffers");
+    PyObject* handles = PyObject_GetAttrString(v, "handles");
+    const bool plain = data != nullptr && buffers != nullptr && handles != nullptr && PyBytes_CheckExact(data) &&
+                       PyList_CheckExact(buffers) && PyObject_Size(handles) == 0 && payloads_ < kContainers;
+    const bool ok = plain && fixed('P', nullptr, 0) && bytes('y', PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)) &&
+                    write_segments(buffers);
+    Py_XDECREF(data);
+    Py_XDECREF(buffers);
+    Py_XDECREF(handles);
+    if (ok) payload_[payloads_++] = v;
+    if (PyErr_Occurred()) PyErr_Clear();
+    return ok;
+  }
+
+  bool write_segments(PyObject* buffers) noexcept {
+    if (!count('l', PyList_GET_SIZE(buffers))) return false;
+    if (e_.handles_ == nullptr && (e_.handles_ = PyList_New(0)) == nullptr) return false;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(buffers); ++i) {
+      PyObject* segment = nullptr;
+      unsigned long long offset = 0, length = 0;
+      if (!PyArg_ParseTuple(PyList_GET_ITEM(buffers, i), "O!KK", segment_class(), &segment, &offset, &length))
+        return false;
+      const Handle* h = reinterpret_cast<Handle*>(segment);
+      if (!check_handle(h)) return false;
+      const u32 block = h->object->block;
+      const SegmentEntry entry{h->view->arena.id(), offset, length, block,
+                               h->view->arena.block(block).gen.load(std::memory_order_relaxed)};
+      if (!fixed('g', &entry, sizeof entry) || PyList_Append(e_.handles_, segment) != 0) return false;
+    }
+    return true;
+  }
+
   bool once(PyObject* v) noexcept {
     for (int i = 0; i < containers_; ++i) {
       if (container_[i] == v) return false;
@@ -137,11 +202,14 @@ class CompactWriter {
     return true;
   }
 
+  Encoded& e_;
   char* at_;
   char* begin_;
   char* end_;
   PyObject* container_[kContainers];
   int containers_ = 0;
+  PyObject* payload_[kContainers];
+  int payloads_ = 0;
 };
 
 namespace {
@@ -224,11 +292,35 @@ class CompactReader {
         }
         return v;
       }
+      case 'P': return read_payload();
       default: return damaged();
     }
   }
 
  private:
+  PyObject* read_payload() noexcept {
+    PyObject* data = read();
+    ++at_;  // 'l'
+    const u16 n = get<u16>();
+    PyObject* buffers = data == nullptr ? nullptr : PyList_New(n);
+    for (u16 i = 0; buffers != nullptr && i < n; ++i) {
+      ++at_;  // 'g'
+      const auto entry = get<SegmentEntry>();
+      PyObject* segment = rebuild_handle(segment_class(), entry.arena, entry.block, entry.gen);
+      PyObject* each = segment == nullptr
+                           ? nullptr
+                           : Py_BuildValue("(NKK)", segment, static_cast<unsigned long long>(entry.offset),
+                                           static_cast<unsigned long long>(entry.length));
+      if (each == nullptr) Py_CLEAR(buffers);
+      else PyList_SET_ITEM(buffers, i, each);
+    }
+    PyObject* cls = buffers == nullptr ? nullptr : payload_class();
+    PyObject* payload = cls == nullptr ? nullptr : PyObject_CallFunctionObjArgs(cls, data, buffers, nullptr);
+    Py_XDECREF(data);
+    Py_XDECREF(buffers);
+    return payload;
+  }
+
   template <class T>
   T get() noexcept {
     T v{};
@@ -447,6 +539,8 @@ PyObject* plain_pickle(PyObject* value, PyObject** buffers) noexcept {
 
 void set_main_by_value(bool on) noexcept { main_by_value = on; }
 
+void set_payload_class(PyObject* type) noexcept { Py_XSETREF(payload_type, Py_NewRef(type)); }
+
 PyObject* pickle_beside(PyObject* value) noexcept {
   PyObject* buffers = nullptr;
   PyObject* data = plain_pickle(value, &buffers);
@@ -496,6 +590,7 @@ bool Encoded::pickle(PyObject* value) noexcept {
     ok = PyList_SetSlice(outer, PyList_GET_SIZE(outer), PyList_GET_SIZE(outer), noted) == 0;
   }
   if (ok && PyList_GET_SIZE(noted) != 0) {
+    if (handles_ != nullptr) ok = PyList_SetSlice(noted, 0, 0, handles_) == 0;
     Py_XSETREF(handles_, noted);
   } else if (spare_list == nullptr && PyList_GET_SIZE(noted) == 0) {
     spare_list = noted;
@@ -507,6 +602,14 @@ bool Encoded::pickle(PyObject* value) noexcept {
 
 /// Takes over the reference.
 bool Encoded::hold_payload(PyObject* payload) noexcept {
+  CompactWriter w(*this);
+  if (w.write_all(payload)) {
+    Py_DECREF(payload);
+    coding_ = Coding::kPayload;
+    data_ = buffer_;
+    len_ = w.size();
+    return true;
+  }
   PyObject* none = nullptr;
   PyObject* bytes = plain_pickle(payload, &none);
   Py_XDECREF(none);
@@ -558,7 +661,7 @@ u32 load(Encoded& e, View* v, u32 parent) noexcept {
 bool Encoded::encode(PyObject* value) noexcept {
   if (PyBytes_CheckExact(value)) return hold(Py_NewRef(value), Coding::kBytes);
   CompactWriter w(*this);
-  if (w.write(value, 0)) {
+  if (w.write_all(value)) {
     coding_ = Coding::kCompact;
     data_ = buffer_;
     len_ = w.size();
@@ -595,7 +698,8 @@ PyObject* decode(u8 coding, const void* data, u64 len, PyObject* whole) noexcept
       return r;
     }
     case Coding::kPayload: {
-      PyObject* payload = decode(static_cast<u8>(Coding::kPickle), data, len, whole);
+      const Coding form = len != 0 && *p == 'P' ? Coding::kCompact : Coding::kPickle;
+      PyObject* payload = decode(static_cast<u8>(form), data, len, whole);
       PyObject* r = payload == nullptr ? nullptr : PyObject_CallMethod(payload, "load", nullptr);
       Py_XDECREF(payload);
       return r;

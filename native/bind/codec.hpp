@@ -54,6 +54,9 @@ PyObject* decode(u8 coding, const void* data, u64 len, PyObject* whole) noexcept
 /// holder of what is sent away. Its block; 0 if there are none, or with an exception set.
 u32 load(Encoded& e, View* v, u32 parent) noexcept;
 
+/// What procession._wire.payload calls Payload.
+void set_payload_class(PyObject* type) noexcept;
+
 /// As a queue pickles what is no plain value: bytes, or (bytes, buffers) where some are left out.
 PyObject* pickle_beside(PyObject* value) noexcept;
 

@@ -330,6 +330,12 @@ PyObject* rebuild(PyObject*, PyObject* args) noexcept {
   unsigned long long id = 0;
   unsigned int block = 0, gen = 0;
   if (!PyArg_ParseTuple(args, "O!KII", &PyType_Type, &type, &id, &block, &gen)) return nullptr;
+  return rebuild_handle(type, id, block, gen);
+}
+
+}  // namespace
+
+PyObject* rebuild_handle(PyTypeObject* type, u64 id, u32 block, u32 gen) noexcept {
   View* v = find_view(id);
   if (v == nullptr) {
     return raise_handle(
@@ -378,8 +384,6 @@ PyObject* rebuild(PyObject*, PyObject* args) noexcept {
   link_handle(h);
   return object.kind == Kind::kSegment ? segment_received(self) : self;
 }
-
-}  // namespace
 
 // --- names ------------------------------------------------------------------------------------------------------------------
 

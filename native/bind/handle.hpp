@@ -47,6 +47,7 @@ struct SegmentObject {
 
 /// The first handle of this process for which `f` is true, with the list locked; nullptr if there is none.
 Handle* find_handle(bool (*f)(Handle*, const void*), const void* arg) noexcept;
+PyTypeObject* segment_class() noexcept;
 /// Map a segment of this process alone from now on, if it can be written to. False: no memory for the mapping.
 bool isolate(SegmentObject* s) noexcept;
 /// A segment has been unpickled: make it this process's own where others hold it too. Takes over the reference, returns one.
@@ -131,6 +132,8 @@ void release_handle(Handle* h) noexcept;
 bool check_handle(const Handle* h) noexcept;
 
 PyObject* handle_reduce(PyObject* self, PyObject*) noexcept;
+/// A handle of the object `block`, if it is still the one of that generation; nullptr with an exception that says why not.
+PyObject* rebuild_handle(PyTypeObject* type, u64 arena_id, u32 block, u32 gen) noexcept;
 void handle_dealloc(PyObject* self) noexcept;
 
 /// "Lock-17": how messages name an object.

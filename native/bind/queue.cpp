@@ -666,8 +666,13 @@ PyObject* py_set_main_by_value(PyObject*, PyObject* arg) noexcept {
   set_main_by_value(on != 0);
   Py_RETURN_NONE;
 }
+PyObject* py_set_payload_class(PyObject*, PyObject* type) noexcept {
+  set_payload_class(type);
+  Py_RETURN_NONE;
+}
 PyObject* py_pickle_beside(PyObject*, PyObject* value) noexcept { return pickle_beside(value); }
 PyMethodDef functions[] = {
+    {"_set_payload_class", py_set_payload_class, METH_O, nullptr},
     {"pickle_beside", py_pickle_beside, METH_O,
      "pickle_beside(obj) -> bytes | (bytes, buffers)\n\nPickle as a queue does; large buffers are left out."},
     {"set_main_by_value", py_set_main_by_value, METH_O, "Whether queues send what is defined in __main__ by value."},

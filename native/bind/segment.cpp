@@ -209,6 +209,8 @@ PyType_Spec spec{"procession._native.Segment", sizeof(SegmentObject), 0, Py_TPFL
 
 thread_local u32 own_cargoes = 0;
 
+PyTypeObject* segment_class() noexcept { return segment_type; }
+
 bool isolate(SegmentObject* s) noexcept {
   if (s->isolated || s->frozen()) return true;
   s->isolated = s->handle.view->arena.map_segment(s->state(), false);

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import pickle
 
-from procession._native import Segment
+from procession._native import Segment, _set_payload_class
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,9 +53,13 @@ class Payload:
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = (self.data, self.buffers, self.handles)
+        self.given()
+        return Payload, state
+
+    def given(self) -> None:
+        """It is on its way."""
         if not self.lasting:
             self.buffers = self.handles = ()
-        return Payload, state
 
     @property
     def nbytes(self) -> int:
@@ -65,6 +69,9 @@ class Payload:
     def load(self) -> Any:
         """Unpickle; the object uses the segments in place. Once only: two would be the same memory."""
         return pickle.loads(self.data, buffers=[_view(*each) for each in self.buffers])
+
+
+_set_payload_class(Payload)
 
 
 def _view(segment: Segment, offset: int, length: int) -> Any:
