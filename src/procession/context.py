@@ -146,6 +146,12 @@ class Factories(BaseContext):
 
         return SimpleQueue(ctx=_for_queues(self.get_context()))
 
+    def Pipe(self, duplex: bool = True) -> tuple[Any, Any]:
+        """Return the two ends of a pipe: `Connection` objects, `duplex`, or one that reads and one that writes."""
+        from procession._wire.pipes import Pipe
+
+        return Pipe(duplex)
+
     def Pool(
         self,
         processes: int | None = None,

@@ -703,3 +703,103 @@ def test_large_arguments_are_sent_a_few_ahead():
 
 def first_of(array):
     return int(array[0])
+
+
+# --- pipes
+
+
+def answer_doubled(conn):
+    while (array := conn.recv()) is not None:
+        array *= 2
+        conn.send({"array": array, "small": 1})
+
+
+def test_through_a_pipe(ctx):
+    ours, theirs = ctx.Pipe()
+    child = ctx.Process(target=answer_doubled, args=(theirs,))
+    child.start()
+    theirs.close()
+    for i in range(5):
+        array = np.full(LARGE, i, dtype=float)
+        ours.send(array)
+        got = ours.recv()["array"]
+        assert got[0] == 2 * i
+        assert is_in_place(got)
+        ours.send(array[:3])
+        assert ours.recv()["array"].tolist() == [2 * i] * 3
+    ours.send(None)
+    child.join()
+    ours.close()
+    assert child.exitcode == 0
+
+
+def test_one_end_of_a_pipe(ctx):
+    reader, writer = ctx.Pipe(duplex=False)
+    q = ctx.Queue()
+    child = ctx.Process(target=receive_an_end, args=(q, writer))
+    child.start()
+    writer.close()
+    q.put("go")
+    assert reader.recv()[0] == 7
+    with pytest.raises(EOFError):
+        reader.recv()
+    reader.close()
+    child.join()
+
+
+def receive_an_end(q, writer):
+    q.get()
+    writer.send(np.full(LARGE, 7.0))
+
+
+def test_a_sender_killed_before_its_message_is_in_the_pipe():
+    fork = procession.get_context("fork")
+    reader, writer = fork.Pipe(duplex=False)
+    child = fork.Process(target=die_between, args=(writer,))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    writer.send(np.ones(LARGE))
+    assert reader.recv()[0] == 1
+    assert not reader.poll()
+    reader.close()
+    writer.close()
+
+
+def die_between(writer):
+    writer._send_bytes = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+    writer.send(np.zeros(LARGE))
+
+
+def test_threads_that_send_at_the_same_time():
+    reader, writer = procession.Pipe(duplex=False)
+    mutex = threading.Lock()
+    send = writer._send_bytes
+
+    def send_alone(data):
+        time.sleep(0.001)
+        with mutex:
+            send(data)
+
+    writer._send_bytes = send_alone
+    threads = [threading.Thread(target=writer.send, args=(np.full(20_000, i),)) for i in range(20)]
+    for thread in threads:
+        thread.start()
+    assert sorted(reader.recv()[0] for _ in threads) == list(range(20))
+    for thread in threads:
+        thread.join()
+    reader.close()
+    writer.close()
+
+
+def test_a_lock_through_a_pipe_is_not_kept_for_ever():
+    gc.collect()
+    before = procession.memory().objects
+    ours, theirs = procession.Pipe()
+    ours.send(procession.Lock())
+    assert theirs.recv().acquire()
+    ours.close()
+    theirs.close()
+    del ours, theirs
+    gc.collect()
+    assert procession.memory().objects == before
