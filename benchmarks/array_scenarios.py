@@ -7,6 +7,7 @@
 - Ray: `ray.put` by the producer, the reference through an actor's call; joblib: arrays above 1 MB are memory-mapped.
 - shared(): the array as each task's argument, and as a part of the function, which a worker gets once.
 - memcpy: what this machine copies from one warm buffer to another, in one process.
+- bare buffers: four of them and two counters, polled: copying on one core while the other adds up, and nothing else.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from harness import OURS, Cost, Scenario, Target
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-MP, IN_PLACE, BY_HAND, MEMCPY = "multiprocessing", "procession, empty()", "shared_memory by hand", "memcpy"
+MP, IN_PLACE, BY_HAND = "multiprocessing", "procession, empty()", "shared_memory by hand"
+MEMCPY, FLOOR = "memcpy", "bare buffers"
 MEGABYTE = 1 << 20
 WARM = 4  # messages before the clock starts
 DEPTH = 2  # messages that may be under way
@@ -135,6 +137,43 @@ def by_hand(nbytes: int, count: int) -> Cost:
     return cost
 
 
+def bare_buffers(nbytes: int, count: int) -> Cost:
+    """Seconds per byte through four buffers in shared memory and a counter for each direction that is polled: the floor.
+
+    No queue, no pickle, no kernel: what the machine takes to copy on one core and add up on the other at the same time.
+    """
+    import mmap
+
+    import numpy as np
+
+    n, buffers = nbytes // 8, 4
+    memory = np.frombuffer(mmap.mmap(-1, buffers * nbytes), float).reshape(buffers, n)
+    counters = np.frombuffer(mmap.mmap(-1, 4096), np.int64)
+    child = os.fork()
+    if child == 0:
+        array = _doubles(nbytes)
+        for number in range(WARM + count):
+            while number - counters[8] >= buffers:
+                pass
+            memory[number % buffers] = array
+            counters[0] = number + 1
+        os._exit(0)
+
+    def totals() -> Iterator[float]:
+        number = 0
+        while True:
+            while counters[0] <= number:
+                pass
+            total = float(memory[number % buffers].sum())
+            number += 1
+            counters[8] = number
+            yield total
+
+    cost = _timed(totals(), nbytes, count)
+    os.waitpid(child, 0)
+    return cost
+
+
 def iceoryx2(nbytes: int, count: int) -> Cost:
     """Seconds per byte through iceoryx2's shared memory."""
     import ctypes
@@ -142,6 +181,7 @@ def iceoryx2(nbytes: int, count: int) -> Cost:
     import numpy as np
 
     iox2: Any = importlib.import_module("iceoryx2")
+    iox2.set_log_level(iox2.LogLevel.Fatal)
     name = f"procession-bench-{os.getpid()}"
 
     def service() -> Any:
@@ -174,7 +214,8 @@ def iceoryx2(nbytes: int, count: int) -> Cost:
             if sample is None:
                 os.sched_yield()
                 continue
-            view = np.frombuffer(sample.payload().as_memory_view(), float)
+            # Its view claims as many elements as there are bytes.
+            view = np.frombuffer(sample.payload().as_memory_view(), float, nbytes // 8)
             total = float(view.sum())
             del view
             sample.delete()
@@ -338,8 +379,12 @@ def scenarios() -> list[Scenario]:
             "torch.multiprocessing": partial(through_queue, "torch.multiprocessing", _produce, nbytes),
             "Ray": partial(ray_store, nbytes),
             MEMCPY: partial(memcpy, nbytes),
+            FLOOR: partial(bare_buffers, nbytes),
         }
-        targets = (Target(MP, 20, 35), Target(BY_HAND, 1, 1.5), Target("iceoryx2", 1, 1.5), Target(MEMCPY, 0.5, 0.9))
+        targets = (
+            *(Target(MP, 20, 35), Target(BY_HAND, 1, 1.5), Target("iceoryx2", 1, 1.5)),
+            *(Target(MEMCPY, 0.5, 0.9), Target(FLOOR)),
+        )
         title = f"{megabytes} MB of doubles through a Queue, warm, each added up"
         rows.append(Scenario(f"array-queue-{megabytes}", title, measure, targets, unit="bytes", start_n=4, max_n=5000))
     nbytes = 16 * MEGABYTE
