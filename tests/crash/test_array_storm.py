@@ -9,6 +9,7 @@ import signal
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 import procession
@@ -129,3 +130,34 @@ def is_clean(before):
     after = settled()
     # One block more: a chunk of a list that the other objects' holders need.
     return (after.segments, after.objects) <= (before.segments, before.objects) and after.blocks <= before.blocks + 1
+
+
+def doubled(array):
+    return array * 2
+
+
+@pytest.mark.parametrize("seconds", [3, pytest.param(600, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
+def test_memory_stays_flat(seconds):
+    """A soak: pool, queue, shared and fresh arrays of many sizes, round after round."""
+    numbers = random.Random(0)
+    queue = procession.Queue()
+    parent = psutil.Process()
+    held, resident = [], []
+    end = time.monotonic() + seconds
+    with procession.get_context("fork").Pool(2) as pool:
+        while time.monotonic() < end or len(held) < 20:
+            arrays = [np.full(numbers.randrange(1, 3 * N), i, dtype=float) for i in range(8)]
+            shared = procession.shared(arrays)
+            for results in (pool.map(doubled, arrays), list(pool.imap(doubled, shared))):
+                assert [a[0] for a in results] == [2 * i for i in range(8)]
+            queue.put((arrays, shared))
+            assert queue.get()[0][7][-1] == 7
+            del results, shared, arrays
+            memory = procession.memory()
+            held.append((memory.used, memory.objects))
+            resident.append(parent.memory_info().rss)
+    warm = len(held) // 4
+    assert max(held[warm:])[0] <= max(held[: warm + 1])[0] + (4 << 20)
+    assert max(objects for _, objects in held[warm:]) <= max(objects for _, objects in held[: warm + 1]) + 4
+    # The arena's pages count too, of which up to 64 MiB may lie idle.
+    assert max(resident[warm:]) <= max(resident[: warm + 1]) + (80 << 20)

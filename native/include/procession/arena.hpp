@@ -397,7 +397,10 @@ class Arena {
       c.entry[k].counted.store(0, std::memory_order_relaxed);
       c.n = k + 1;
       CRASH_POINT("load_cargo.before_count");
-      lock_guard(me, o, waiter.steady());
+      if (!lock_guard(me, o, waiter)) {  // somebody was stopped in there: it is kept for good
+        o.pinned.store(1, std::memory_order_relaxed);
+        continue;
+      }
       o.cargoes.store(o.cargoes.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
       CRASH_POINT("load_cargo.between");
       c.entry[k].counted.store(1, std::memory_order_relaxed);
@@ -413,7 +416,7 @@ class Arena {
       Cargo::Entry& e = c.entry[k];
       if (e.counted.load(std::memory_order_relaxed) == 0) continue;
       Object& o = at<Object>(e.block);  // which lives, for this entry counts
-      if (!lock_guard(me, o, waiter.steady())) continue;
+      if (!lock_guard(me, o, waiter)) continue;  // likewise
       o.cargoes.store(o.cargoes.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
       CRASH_POINT("unload_cargo.between");
       e.counted.store(0, std::memory_order_relaxed);

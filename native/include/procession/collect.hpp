@@ -127,7 +127,7 @@ bool Arena::look_at_holders(Tag me, u32 i, const Waiter& waiter, F&& f) noexcept
       carried = o.cargoes.load(std::memory_order_relaxed) != 0;
       o.guard.unlock();
     }
-    end_inspection(me, i, nullptr, 0, waiter.steady());
+    end_inspection(me, i, nullptr, 0, waiter);
   }
   h.collect.unlock();
   return carried;
