@@ -28,7 +28,7 @@ void before_fork() noexcept {
   }
   for (Handle* h = handles; h != nullptr; h = h->next) {
     // Parent and child each have a copy of the array from here on, as of all other memory.
-    if (h->object->kind == Kind::kSegment) isolate(reinterpret_cast<SegmentObject*>(h));
+    if (is_segment(h)) isolate(reinterpret_cast<SegmentObject*>(h));
     const bool held = h->view->child != 0 && h->view->arena.hold(h->view->me, *h->object, h->view->child, 1, patient());
     if (!held) h->object->pinned.store(1, std::memory_order_relaxed);
   }
@@ -314,7 +314,7 @@ PyObject* handle_reduce(PyObject* self, PyObject*) noexcept {
 
 namespace {
 
-PyTypeObject* native_types[16];  // those of ours that handles can be of: see add_type()
+PyTypeObject* native_types[32];  // those of ours that handles can be of: see add_type()
 u32 native_count = 0;
 
 PyObject* raise_handle(const char* cls, PyTypeObject* type, u32 block, const char* text) noexcept {
@@ -382,8 +382,54 @@ PyObject* rebuild_handle(PyTypeObject* type, u64 id, u32 block, u32 gen) noexcep
   }
   h->object = &object;
   link_handle(h);
-  return object.kind == Kind::kSegment ? segment_received(self) : self;
+  return is_segment(h) ? segment_received(self) : self;
 }
+
+namespace {
+
+PyTypeObject* hold_type = nullptr;
+
+/// Hold(handle): holds the object of another handle, without its class and attributes.
+PyObject* new_hold(PyTypeObject* type, PyObject* args, PyObject*) noexcept {
+  if (PyTuple_GET_SIZE(args) == 0) return type->tp_alloc(type, 0);  // to be unpickled into
+  PyObject* of = nullptr;
+  if (!PyArg_ParseTuple(args, "O", &of)) return nullptr;
+  PyTypeObject* native = Py_TYPE(of);
+  while (native != nullptr &&
+         std::find(native_types, native_types + native_count, native) == native_types + native_count)
+    native = native->tp_base;
+  if (native == nullptr) return PyErr_Format(PyExc_TypeError, "%s is no handle", Py_TYPE(of)->tp_name);
+  const Handle* from = reinterpret_cast<Handle*>(of);
+  if (!check_handle(from)) return nullptr;
+  PyObject* self = type->tp_alloc(type, 0);
+  if (self == nullptr) return nullptr;
+  Handle* h = reinterpret_cast<Handle*>(self);
+  h->view = from->view;
+  if (!h->view->arena.hold(h->view->me, *from->object, h->view->me, 1, patient())) {
+    Py_DECREF(self);
+    return raise_no_memory(from->view, 256);
+  }
+  h->object = from->object;
+  link_handle(h);
+  return self;
+}
+
+PyMethodDef hold_methods[] = {{"__reduce__", handle_reduce, METH_NOARGS, nullptr}, {nullptr, nullptr, 0, nullptr}};
+PyMemberDef hold_members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Handle, weakrefs), READONLY, nullptr},
+    {nullptr, 0, 0, 0, nullptr},
+};
+PyType_Slot hold_slots[] = {
+    {Py_tp_new, reinterpret_cast<void*>(new_hold)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(handle_dealloc)},
+    {Py_tp_methods, hold_methods},
+    {Py_tp_members, hold_members},
+    {Py_tp_doc, const_cast<char*>("Hold(handle)\n--\n\nHolds a handle's object, and is sent as nothing else.")},
+    {0, nullptr},
+};
+PyType_Spec hold_spec{"procession._native.Hold", sizeof(Handle), 0, Py_TPFLAGS_DEFAULT, hold_slots};
+
+}  // namespace
 
 // --- names ------------------------------------------------------------------------------------------------------------------
 
@@ -654,7 +700,8 @@ int exec_module(PyObject* module) noexcept {
   const bool ok = rebuild_function != nullptr && add_lock_types(module) && add_semaphore_types(module) &&
                   add_event_type(module) && add_condition_type(module) && add_barrier_type(module) &&
                   add_cells_type(module) && add_queue_types(module) && add_segment_type(module) &&
-                  add_locked_attribute_type(module) && add_number_functions(module) && add_dormant_functions(module);
+                  add_type(module, &hold_spec, &hold_type) && add_locked_attribute_type(module) &&
+                  add_number_functions(module) && add_dormant_functions(module);
   return ok ? 0 : -1;
 }
 

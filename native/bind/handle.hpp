@@ -48,6 +48,7 @@ struct SegmentObject {
 /// The first handle of this process for which `f` is true, with the list locked; nullptr if there is none.
 Handle* find_handle(bool (*f)(Handle*, const void*), const void* arg) noexcept;
 PyTypeObject* segment_class() noexcept;
+inline bool is_segment(const Handle* h) noexcept { return Py_TYPE(h) == segment_class(); }
 /// Map a segment of this process alone from now on, if it can be written to. False: no memory for the mapping.
 bool isolate(SegmentObject* s) noexcept;
 /// A segment has been unpickled: make it this process's own where others hold it too. Takes over the reference, returns one.

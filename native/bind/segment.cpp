@@ -127,7 +127,7 @@ PyObject* find(PyObject*, PyObject* arg) noexcept {
   } range{static_cast<const char*>(view.buf), static_cast<u64>(view.len)};
   PyBuffer_Release(&view);
   const auto holds = [](Handle* h, const void* p) {
-    if (h->object->kind != Kind::kSegment) return false;
+    if (!is_segment(h)) return false;
     const auto& r = *static_cast<const Range*>(p);
     const auto* s = reinterpret_cast<SegmentObject*>(h);
     return s->data() <= r.begin && r.begin + r.n <= s->data() + s->state().length;
@@ -223,7 +223,7 @@ PyObject* segment_received(PyObject* self) noexcept {
   Arena& arena = s->handle.view->arena;
   // This process has it already, at the same address, and may have changed it since it was sent: only the file still has that.
   const auto same = [](Handle* h, const void* p) {
-    return h != p && h->object == static_cast<const Handle*>(p)->object;
+    return h != p && is_segment(h) && h->object == static_cast<const Handle*>(p)->object;
   };
   if (find_handle(same, &s->handle) == nullptr) {
     if (!arena.is_shared(s->handle.view->me, *s->handle.object, own_cargoes, patient())) return self;

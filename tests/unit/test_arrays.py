@@ -803,3 +803,24 @@ def test_a_lock_through_a_pipe_is_not_kept_for_ever():
     del ours, theirs
     gc.collect()
     assert procession.memory().objects == before
+
+
+def act(shared):
+    shared.value += 1
+
+
+def reach(barrier, shared):
+    barrier.wait()
+
+
+@pytest.mark.leaks("the heap of multiprocessing keeps its file")
+def test_what_a_handle_carries_is_sent_once(ctx):
+    """A barrier's action has a descriptor in it, as heap memory has: twice in the same pickle it cannot be sent to a new process."""
+    import functools
+
+    shared = ctx.RawValue("i", 0)
+    barrier = ctx.Barrier(1, action=functools.partial(act, shared))
+    child = ctx.Process(target=reach, args=(barrier, shared))
+    child.start()
+    child.join()
+    assert (child.exitcode, shared.value) == (0, 1)

@@ -100,6 +100,7 @@ class Crew:
         self._warm_at = now + _LONGEST_WARM_UP_S
         self._ledger = Ledger(now)
         self.asleep = False
+        self.farewell = signal.SIGTERM
         # The others are started by the collector: once there is work for them, or after a moment anyway.
         self.complete = size == 1 or launcher.method not in ("fork", "spawn", "forkserver")
 
@@ -296,14 +297,14 @@ class Crew:
         return not members
 
     def end(self) -> None:
-        """End them: SIGTERM, and after a grace SIGKILL."""
+        """End them: by `farewell`, and after a grace by SIGKILL."""
         members = list(self._members.values())
-        for step in (signal.SIGTERM, signal.SIGKILL):
+        for step in (self.farewell, signal.SIGKILL):
             for member in members:
                 member.kill(step)
             deadline = time.monotonic() + _TERMINATE_GRACE_S
             for member in members:
-                member.process.join(max(0.0, deadline - time.monotonic()) if step == signal.SIGTERM else None)
+                member.process.join(max(0.0, deadline - time.monotonic()) if step != signal.SIGKILL else None)
             if all(member.process.exitcode is not None for member in members):
                 break
         now = time.monotonic()

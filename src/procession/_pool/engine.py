@@ -50,6 +50,7 @@ from procession._wire import codec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable
     from contextlib import AbstractContextManager
     from typing import Any
@@ -342,6 +343,11 @@ class Engine:
     def release_streams(self, all_of_them: bool) -> None:
         """Nobody will consume while the pool is joined; see `Jobs.release_streams`."""
         self._jobs.release_streams(all_of_them)
+
+    def terminate_by(self, signum: signal.Signals) -> None:
+        """Have the workers ended by this signal; from here on a death is none that is made good."""
+        self._crew.farewell = signum
+        self._jobs.state = TERMINATE
 
     def terminate(self) -> None:
         """Drop all jobs and end the workers; returns when they have ended, unless called by a callback."""

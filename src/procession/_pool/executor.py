@@ -25,7 +25,7 @@ from procession._pool.engine import Engine
 from procession._pool.errors import PoolBrokenError, TaskCancelledError, UnpicklingFailedError
 from procession._pool.functions import describe_call
 from procession._pool.gate import Gate
-from procession._pool.jobs import RUN, TERMINATE, Job
+from procession._pool.jobs import RUN, Job
 from procession._pool.pool import orders_and_options
 from procession._pool.state import Unit
 from procession._wire import codec
@@ -425,14 +425,13 @@ class ProcessPoolExecutor(_Base):
         """End the workers at once, by SIGKILL: what runs gets a `BrokenProcessPool`, what waits is cancelled."""
         self._end(signal.SIGKILL)
 
-    def _end(self, signum: int) -> None:
+    def _end(self, signum: signal.Signals) -> None:
         engine = self._close()
         if engine is None:
             return
         for job in engine.jobs:
             job.cancel_waiting()
-        # From here on a death is none that is made good.
-        engine.state = TERMINATE
+        engine.terminate_by(signum)
         for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signum)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import pickle
 
-from procession._native import Segment, _set_payload_class
+from procession._native import Hold, Segment, _set_payload_class
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Payload:
     Args:
         data: The pickle.
         buffers: For each buffer its segment, where it begins there, and its length.
-        handles: Handles of locks, queues and other objects that are in `data`.
+        handles: What holds the locks, queues and other objects whose handles are in `data`.
         lasting: It is sent more than once. Else it is given away when it is pickled: its receiver is the only holder then.
     """
 
@@ -129,4 +129,6 @@ class Outside:
         """Return the pickle, with what is outside of it, if there is anything."""
         if not self.buffers and not self.handles:
             return data
-        return Payload(data, [place(buffer) for buffer in self.buffers], self.handles, lasting)
+        # Not the handles themselves: they would be pickled again, with all that they carry.
+        holds = [Hold(handle) for handle in self.handles]
+        return Payload(data, [place(buffer) for buffer in self.buffers], holds, lasting)
