@@ -415,7 +415,7 @@ class Arena {
     for (u32 k = 0; k < c.n; ++k) {
       Cargo::Entry& e = c.entry[k];
       if (e.counted.load(std::memory_order_relaxed) == 0) continue;
-      Object& o = at<Object>(e.block);  // which lives, for this entry counts
+      Object& o = at<Object>(e.block);           // which lives, for this entry counts
       if (!lock_guard(me, o, waiter)) continue;  // likewise
       o.cargoes.store(o.cargoes.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
       CRASH_POINT("unload_cargo.between");
