@@ -561,7 +561,7 @@ bool Encoded::hold(PyObject* bytes, Coding coding) noexcept {
 bool Encoded::pickle(PyObject* value) noexcept {
   PyObject* noted = std::exchange(spare_list, nullptr);
   if (noted == nullptr && (noted = PyList_New(0)) == nullptr) return false;
-  PyObject* outer = swap_collector(noted);
+  PyObject* outer = swap_collector(Py_NewRef(noted));
   PyObject* buffers = nullptr;
   PyObject* plain = plain_pickle(value, &buffers);
   // Spawned children cannot import this __main__: what is named there goes by value. A false alarm only costs time.
@@ -585,7 +585,7 @@ bool Encoded::pickle(PyObject* value) noexcept {
     ok = pickle_by_value(value);
   }
   Py_XDECREF(buffers);
-  swap_collector(outer);
+  Py_XDECREF(swap_collector(outer));
   if (ok && outer != nullptr) {  // a pickle within another: they go with that one
     ok = PyList_SetSlice(outer, PyList_GET_SIZE(outer), PyList_GET_SIZE(outer), noted) == 0;
   }

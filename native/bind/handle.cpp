@@ -626,8 +626,9 @@ PyObject* memory(PyObject*, PyObject*) noexcept {
   u32 used = 0, objects = 0, processes = 0;
   u64 segments = 0, in_messages = 0;
   Buffer<Holding> holdings;
-  if (!holdings.reserve(h.slots)) return PyErr_NoMemory();
-  for (u32 i = 0; i < h.slots; ++i) holdings.push({0, 0});
+  const u32 slots = h.slot_end.load(std::memory_order_relaxed);
+  if (!holdings.reserve(slots)) return PyErr_NoMemory();
+  for (u32 i = 0; i < slots; ++i) holdings.push({0, 0});
   PyWaiter waiter(now_ns() + 1000 * kMillisecond);
   for (u32 i = 1; i < h.nblocks.load(std::memory_order_acquire); ++i) {
     const u32 owner = a.block(i).owner.load(std::memory_order_relaxed);
@@ -637,7 +638,7 @@ PyObject* memory(PyObject*, PyObject*) noexcept {
     const u64 bytes = Arena::class_bytes(a.block(i).cls);
     segments += bytes;
     const bool moving = a.look_at_holders(views->me, i, *waiter, [&](Tag t) {
-      if (slot_index(t) >= h.slots) return;
+      if (slot_index(t) >= slots) return;
       holdings[slot_index(t)].bytes += bytes;
       holdings[slot_index(t)].segments += 1;
     });
@@ -646,7 +647,7 @@ PyObject* memory(PyObject*, PyObject*) noexcept {
   waiter.resume();
   if (PyErr_Occurred()) return nullptr;
   PyObject* holders = PyList_New(0);
-  for (u32 i = 1; holders != nullptr && i < h.slots; ++i) {
+  for (u32 i = 1; holders != nullptr && i < slots; ++i) {
     if (holdings[i].segments == 0) continue;
     const Slot& s = a.slots()[i];
     char name[sizeof s.name];

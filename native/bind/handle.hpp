@@ -57,7 +57,7 @@ PyObject* segment_received(PyObject* self) noexcept;
 /// While a message is decoded: how many cargoes on the way are the one that it came with, and will be gone in a moment.
 extern thread_local u32 own_cargoes;
 
-/// While it exists, handles that this thread pickles are noted in `list`, or, where that is nullptr, nothing changes.
+/// Have the handles that this thread pickles noted in `list`, whose reference is taken over; returns what was there before.
 PyObject* swap_collector(PyObject* list) noexcept;
 
 /// How often this process has been the child of a fork.

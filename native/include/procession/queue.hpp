@@ -317,7 +317,7 @@ class QueueOps {
       if (w != Wait::kReady) return w;
       if (joinable && scavenge(q, waiter)) return Wait::kReady;
       // Nothing to do for a second: neither for the memory that was kept for more of the same.
-      if (++slices == kIdleSlices) arena_.trim(me_, waiter.undisturbed());
+      if (++slices == kIdleSlices) arena_.trim(me_, Waiter::hurried());
     }
   }
 
@@ -380,7 +380,7 @@ class QueueOps {
           return true;
         };
         const Get r = try_get_many(q, UINT32_MAX, drop, waiter);
-        for (u32 i = 0; i < n; ++i) arena_.unload_cargo(me_, cargo[i], waiter.steady());
+        for (u32 i = 0; i < n; ++i) arena_.unload_cargo(me_, cargo[i], Waiter(0, {}));
         if (r == Get::kInterrupted) return false;
       }
       while (drop_returned(q, waiter)) {}
