@@ -97,7 +97,6 @@ def _produce_tensors(queue: Any, nbytes: int, count: int) -> None:
 
     for _ in range(count):
         queue.put(torch.arange(nbytes // 8, dtype=torch.float64))
-    queue.get  # noqa: B018
     time.sleep(1)  # its memory goes with the producer
 
 

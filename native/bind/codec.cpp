@@ -619,7 +619,7 @@ bool Encoded::hold_payload(PyObject* payload) noexcept {
 
 /// Lambdas, closures, what lives in __main__ only; or the error, with a note that says which part is at fault.
 bool Encoded::pickle_by_value(PyObject* value) noexcept {
-  PyObject* dumps = import_from("procession._wire.codec", "dumps_beside");
+  PyObject* dumps = import_from("procession._wire.codec", "dumps");
   PyObject* args = dumps == nullptr ? nullptr : PyTuple_Pack(1, value);
   PyObject* kwargs =
       args == nullptr ? nullptr : Py_BuildValue("{s:O}", "main_by_value", main_by_value ? Py_True : Py_False);

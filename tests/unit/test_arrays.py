@@ -752,6 +752,33 @@ def receive_an_end(q, writer):
     writer.send(np.full(LARGE, 7.0))
 
 
+@pytest.mark.parametrize("duplex", [False, True])
+def test_a_pipes_sender_waits_for_its_reader(duplex):
+    """A message takes 100 bytes of the pipe, and its array megabytes."""
+    reader, writer = procession.Pipe(duplex)
+    sent = []
+
+    def send():
+        try:
+            for i in range(60):
+                writer.send(np.full(LARGE // 8, i, dtype=float))
+                sent.append(i)
+        except BrokenPipeError:
+            sent.append("broken")
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    peak = 0
+    for i in range(40):
+        assert reader.recv()[0] == i
+        peak = max(peak, procession.memory().in_messages)
+    assert peak < 20 << 20
+    reader.close()
+    thread.join()
+    assert sent[-1] == "broken"
+    writer.close()
+
+
 def test_a_sender_killed_before_its_message_is_in_the_pipe():
     fork = procession.get_context("fork")
     reader, writer = fork.Pipe(duplex=False)

@@ -132,10 +132,6 @@ class Engine:
         """RUN, CLOSE or TERMINATE."""
         return self._jobs.state
 
-    @state.setter
-    def state(self, state: str) -> None:
-        self._jobs.state = state
-
     @property
     def broken(self) -> BaseException | None:
         """Why it has given up."""

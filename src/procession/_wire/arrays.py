@@ -47,7 +47,7 @@ def shared(obj: _T) -> _T:
         view: Any = memoryview(_frozen([memoryview(obj).cast("B")])[0])
         return view  # type: ignore[no-any-return]
     buffers: list[pickle.PickleBuffer] = []
-    data = codec.encode(obj, outside=_All(buffers))
+    data = codec.encode(obj, _All(buffers))
     if not buffers:
         raise TypeError(
             f"there is nothing to share in a {type(obj).__qualname__}: it has no buffers (as NumPy arrays, DataFrames and bytes "

@@ -27,14 +27,13 @@ from procession._wire.payload import Outside, Payload
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any, ClassVar
 
 __all__ = [
     "annotate",
     "decode_items",
     "dumps",
-    "dumps_beside",
     "encode",
     "encode_beside",
     "encode_items",
@@ -69,8 +68,8 @@ def loads(data: bytes | Payload) -> Any:
     return data.load() if type(data) is Payload else pickle.loads(data)  # type: ignore[arg-type]
 
 
-def dumps(obj: object, *, main_by_value: bool = False) -> bytes:
-    """Pickle an object for another process.
+def dumps(obj: object, *, main_by_value: bool = False) -> bytes | Payload:
+    """Pickle an object for another process; large buffers and handles go beside the pickle, see `encode_beside`.
 
     Args:
         obj: Anything `ForkingPickler` or `cloudpickle` can take.
@@ -81,15 +80,6 @@ def dumps(obj: object, *, main_by_value: bool = False) -> bytes:
         Exception: Whatever the plain pickler raised first, if pickling by value fails too; with a note that names
             the part at fault.
     """
-    try:
-        return encode(obj, main_by_value=main_by_value)
-    except Exception as error:
-        annotate(error, "cannot be sent to another process", main_by_value=main_by_value, parts={"the object": obj})
-        raise
-
-
-def dumps_beside(obj: object, *, main_by_value: bool = False) -> bytes | Payload:
-    """Pickle like `dumps`, with large buffers beside the pickle; see `encode_beside`."""
     try:
         return encode_beside(obj, main_by_value=main_by_value)
     except Exception as error:
@@ -102,17 +92,21 @@ def encode_beside(obj: object, *, main_by_value: bool = False, lasting: bool = F
 
     What comes out is to be sent in a message of one of our queues, or in a pickle for a new process. `lasting`: more than once.
     """
+    return _beside(functools.partial(encode, obj, main_by_value=main_by_value), lasting)
+
+
+def _beside(pickled: Callable[[Outside], bytes], lasting: bool = False) -> bytes | Payload:
     outside = Outside()
     former = _native.handle_collector(outside.handles)
     try:
-        data = encode(obj, main_by_value=main_by_value, outside=outside)
+        data = pickled(outside)
     finally:
         _native.handle_collector(former)
     return outside.beside(data, lasting)
 
 
-def encode(obj: object, *, main_by_value: bool = False, outside: Outside | None = None) -> bytes:
-    """Pickle like `dumps`; the error carries no note. What need not be in the pickle goes `outside`."""
+def encode(obj: object, outside: Outside | None = None, *, main_by_value: bool = False) -> bytes:
+    """Pickle by name or by value; the error carries no note. What need not be in the pickle goes `outside`."""
     popen: Any = _context.get_spawning_popen()
     descriptors: list[int] = getattr(popen, "_fds", [])
     known = len(descriptors)
@@ -159,13 +153,7 @@ def encode_result(obj: object, *, main_by_value: bool = False) -> bytes | Payloa
     """Pickle a pool's result: by value only what its receiver knows by no name."""
     if main_by_value:
         return encode_beside(obj, main_by_value=True)
-    outside = Outside()
-    former = _native.handle_collector(outside.handles)
-    try:
-        data = _plain(obj, outside)
-    finally:
-        _native.handle_collector(former)
-    return outside.beside(data)
+    return _beside(functools.partial(_plain, obj))
 
 
 def _plain(obj: object, outside: Outside | None = None) -> bytes:

@@ -3,13 +3,19 @@
 A pipe carries bytes and can hold on to nothing, so what must be held goes by a queue for each direction, and the pipe carries
 the number of the message there. The queue is written first: whoever reads the number finds the message. What a sender put there
 and was killed before it wrote its number, stays with the receiver until that closes its end.
+
+A number takes 100 bytes of the pipe, its arrays megabytes: so a sender of arrays waits, as a full pipe would make it wait, while the
+other end has some to read.
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import pickle
+import select
+import time
 from multiprocessing import connection as _std
 from multiprocessing import reduction
 from queue import Empty
@@ -25,6 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "Pipe"]
 
 _numbers = itertools.count()
+
+# So many messages with arrays may be under way in one direction; and so often who waits looks whether there is room.
+MOST_UNREAD = 8
+_LOOK_S = 0.0002
 
 
 class _Beside:
@@ -50,7 +60,7 @@ class Connection(_std.Connection):
         self._early: dict[tuple[int, int], Payload] = {}
 
     def send(self, obj: Any) -> None:
-        """Send an object; blocks while the pipe is full of what the other end has not read.
+        """Send an object; blocks while the other end has much to read: a full pipe, or eight messages with arrays.
 
         Raises:
             OSError: The end is closed, or only for reading, or the other is closed (`BrokenPipeError`).
@@ -60,10 +70,23 @@ class Connection(_std.Connection):
         self._check_writable()  # type: ignore[attr-defined]
         data = codec.encode_beside(obj)
         if isinstance(data, Payload):
+            if data.nbytes:
+                self._wait_for_room()
             key = (os.getpid(), next(_numbers))
             self._outgoing.put((*key, data))
             data = codec.encode(_Beside(key))
         self._send_bytes(data)  # type: ignore[attr-defined]
+
+    def _wait_for_room(self) -> None:
+        """Wait until the other end has read something, or is closed, as by its process's death."""
+        hung_up = None
+        while self._outgoing.qsize() >= MOST_UNREAD:
+            if hung_up is None:
+                hung_up = select.poll()
+                hung_up.register(self.fileno(), 0)
+            if hung_up.poll(0):
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+            time.sleep(_LOOK_S)
 
     def recv(self) -> Any:
         """Receive an object; blocks until there is one.
