@@ -123,17 +123,13 @@ PyGetSetDef getset[] = {
     {"broken", broken, nullptr, "Whether the barrier is broken.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };
-PyMemberDef members[] = {
-    {"__weaklistoffset__", T_PYSSIZET, offsetof(Handle, weakrefs), READONLY, nullptr},
-    {nullptr, 0, 0, 0, nullptr},
-};
 PyType_Slot slots[] = {
     {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
     {Py_tp_init, reinterpret_cast<void*>(init)},
     {Py_tp_dealloc, reinterpret_cast<void*>(handle_dealloc)},
     {Py_tp_methods, methods},
     {Py_tp_getset, getset},
-    {Py_tp_members, members},
+    {Py_tp_members, handle_members},
     {Py_tp_doc, const_cast<char*>("BarrierState(parties)\n--\n\nThe shared half of a Barrier.")},
     {0, nullptr},
 };

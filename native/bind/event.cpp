@@ -71,17 +71,13 @@ PyMethodDef methods[] = {
     {"__reduce__", handle_reduce, METH_NOARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
-PyMemberDef members[] = {
-    {"__weaklistoffset__", T_PYSSIZET, offsetof(Handle, weakrefs), READONLY, nullptr},
-    {nullptr, 0, 0, 0, nullptr},
-};
 PyType_Slot slots[] = {
     {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
     {Py_tp_init, reinterpret_cast<void*>(init)},
     {Py_tp_dealloc, reinterpret_cast<void*>(handle_dealloc)},
     {Py_tp_repr, reinterpret_cast<void*>(repr)},
     {Py_tp_methods, methods},
-    {Py_tp_members, members},
+    {Py_tp_members, handle_members},
     {Py_tp_doc, const_cast<char*>("Event(*, ctx=None)\n--\n\nA flag that processes set, clear and wait for.")},
     {0, nullptr},
 };

@@ -270,6 +270,11 @@ void handle_dealloc(PyObject* self) noexcept {
   Py_DECREF(type);
 }
 
+PyMemberDef handle_members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(Handle, weakrefs), READONLY, nullptr},
+    {nullptr, 0, 0, 0, nullptr},
+};
+
 // --- pickling ---------------------------------------------------------------------------------------------------------------
 
 namespace {
@@ -415,15 +420,11 @@ PyObject* new_hold(PyTypeObject* type, PyObject* args, PyObject*) noexcept {
 }
 
 PyMethodDef hold_methods[] = {{"__reduce__", handle_reduce, METH_NOARGS, nullptr}, {nullptr, nullptr, 0, nullptr}};
-PyMemberDef hold_members[] = {
-    {"__weaklistoffset__", T_PYSSIZET, offsetof(Handle, weakrefs), READONLY, nullptr},
-    {nullptr, 0, 0, 0, nullptr},
-};
 PyType_Slot hold_slots[] = {
     {Py_tp_new, reinterpret_cast<void*>(new_hold)},
     {Py_tp_dealloc, reinterpret_cast<void*>(handle_dealloc)},
     {Py_tp_methods, hold_methods},
-    {Py_tp_members, hold_members},
+    {Py_tp_members, handle_members},
     {Py_tp_doc, const_cast<char*>("Hold(handle)\n--\n\nHolds a handle's object, and is sent as nothing else.")},
     {0, nullptr},
 };

@@ -136,6 +136,8 @@ PyObject* handle_reduce(PyObject* self, PyObject*) noexcept;
 /// A handle of the object `block`, if it is still the one of that generation; nullptr with an exception that says why not.
 PyObject* rebuild_handle(PyTypeObject* type, u64 arena_id, u32 block, u32 gen) noexcept;
 void handle_dealloc(PyObject* self) noexcept;
+/// What every type of handle has: weak references.
+extern PyMemberDef handle_members[];
 
 /// "Lock-17": how messages name an object.
 PyObject* object_name(const Handle* h) noexcept;

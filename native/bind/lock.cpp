@@ -297,16 +297,12 @@ PyGetSetDef getset[] = {
     {"_semlock", semlock, nullptr, nullptr, nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };
-PyMemberDef members[] = {
-    {"__weaklistoffset__", T_PYSSIZET, offsetof(Handle, weakrefs), READONLY, nullptr},
-    {nullptr, 0, 0, 0, nullptr},
-};
 
 #define LOCK_SLOTS(init_function, doc)                                                                         \
   {                                                                                                            \
     {Py_tp_new, reinterpret_cast<void*>(lock_new)}, {Py_tp_init, reinterpret_cast<void*>(init_function)},      \
         {Py_tp_dealloc, reinterpret_cast<void*>(handle_dealloc)}, {Py_tp_repr, reinterpret_cast<void*>(repr)}, \
-        {Py_tp_methods, methods}, {Py_tp_getset, getset}, {Py_tp_members, members},                            \
+        {Py_tp_methods, methods}, {Py_tp_getset, getset}, {Py_tp_members, handle_members},                     \
         {Py_tp_doc, const_cast<char*>(doc)}, {                                                                 \
       0, nullptr                                                                                               \
     }                                                                                                          \

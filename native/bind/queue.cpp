@@ -636,17 +636,13 @@ PyGetSetDef getset[] = {
     {"_maxsize", get_maxsize, nullptr, nullptr, nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };
-PyMemberDef members[] = {
-    {"__weaklistoffset__", T_PYSSIZET, offsetof(Handle, weakrefs), READONLY, nullptr},
-    {nullptr, 0, 0, 0, nullptr},
-};
 PyType_Slot slots[] = {
     {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
     {Py_tp_init, reinterpret_cast<void*>(queue_init)},
     {Py_tp_dealloc, reinterpret_cast<void*>(queue_dealloc)},
     {Py_tp_methods, methods},
     {Py_tp_getset, getset},
-    {Py_tp_members, members},
+    {Py_tp_members, handle_members},
     {Py_tp_doc, const_cast<char*>("Queue(maxsize=0, *, ctx=None)\n--\n\nThe shared half of a queue.")},
     {0, nullptr},
 };

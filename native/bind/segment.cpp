@@ -186,17 +186,13 @@ PyGetSetDef getset[] = {
     {"isolated", get_isolated, nullptr, "Whether what this process writes is its own.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };
-PyMemberDef members[] = {
-    {"__weaklistoffset__", T_PYSSIZET, offsetof(Handle, weakrefs), READONLY, nullptr},
-    {nullptr, 0, 0, 0, nullptr},
-};
 PyType_Slot slots[] = {
     {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
     {Py_tp_init, reinterpret_cast<void*>(init)},
     {Py_tp_dealloc, reinterpret_cast<void*>(dealloc)},
     {Py_tp_methods, methods},
     {Py_tp_getset, getset},
-    {Py_tp_members, members},
+    {Py_tp_members, handle_members},
     {Py_bf_getbuffer, reinterpret_cast<void*>(get_buffer)},
     {Py_sq_length, reinterpret_cast<void*>(length)},
     {Py_tp_doc,

@@ -130,10 +130,6 @@ PyGetSetDef getset[] = {
     {"_semlock", semlock, nullptr, nullptr, nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr},
 };
-PyMemberDef members[] = {
-    {"__weaklistoffset__", T_PYSSIZET, offsetof(Handle, weakrefs), READONLY, nullptr},
-    {nullptr, 0, 0, 0, nullptr},
-};
 PyType_Slot semaphore_slots[] = {
     {Py_tp_new, reinterpret_cast<void*>(PyType_GenericNew)},
     {Py_tp_init, reinterpret_cast<void*>(semaphore_init)},
@@ -141,7 +137,7 @@ PyType_Slot semaphore_slots[] = {
     {Py_tp_repr, reinterpret_cast<void*>(repr)},
     {Py_tp_methods, methods},
     {Py_tp_getset, getset},
-    {Py_tp_members, members},
+    {Py_tp_members, handle_members},
     {Py_tp_doc, const_cast<char*>("Semaphore(value=1, *, ctx=None)\n--\n\nA counting semaphore between processes.")},
     {0, nullptr},
 };
