@@ -345,6 +345,12 @@ class Engine:
         self._crew.farewell = signum
         self._jobs.state = TERMINATE
 
+    def leave(self) -> None:
+        """End the workers, and wait for nothing: nobody has the pool any longer."""
+        if self._jobs.state == RUN and not self._jobs.forked:
+            self._jobs.state = TERMINATE
+            self.nudge()
+
     def terminate(self) -> None:
         """Drop all jobs and end the workers; returns when they have ended, unless called by a callback."""
         if self._jobs.forked:

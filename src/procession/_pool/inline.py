@@ -158,5 +158,11 @@ class InlineEngine:
         self.close()
         self.state = "TERMINATE"
 
+    def nudge(self) -> None:
+        """There is no thread."""
+
+    def leave(self) -> None:
+        self.state = "TERMINATE"
+
     def join(self, timeout: float | None = None) -> None:
         """Nothing runs."""

@@ -88,7 +88,6 @@ class Pool(_std.Pool):
         idle_timeout: float | None = None,
         stall_report: float | None = 30.0,
     ) -> None:
-        self._engine: Any = None
         self._state_here: str | None = None
         if context is None:
             raise TypeError("context: a context of procession's is needed here; use procession.Pool")
@@ -120,13 +119,14 @@ class Pool(_std.Pool):
         self._initializer = initializer
         self._initargs = initargs
         self._maxtasksperchild = maxtasksperchild
+        self._engine: Engine | InlineEngine
         self._engine = InlineEngine(orders) if inline else Engine(context, processes, orders, self._options)
 
     # -- what programs poke at
 
     @property
     def _state(self) -> str:
-        return self._state_here or (self._engine.state if self._engine is not None else TERMINATE)
+        return self._state_here or (self._engine.state if hasattr(self, "_engine") else TERMINATE)
 
     @_state.setter
     def _state(self, value: str) -> None:
@@ -138,7 +138,7 @@ class Pool(_std.Pool):
 
     @property
     def _pool(self) -> list[Any]:
-        return self._engine.processes()  # type: ignore[no-any-return]
+        return self._engine.processes()
 
     def _repopulate_pool(self) -> None:
         self._engine.nudge()
@@ -423,7 +423,7 @@ class Pool(_std.Pool):
 
     def insights(self) -> Insights:
         """Return what the workers have done with their time, and the slowest tasks; at any time, the pool's end included."""
-        return self._engine.insights()  # type: ignore[no-any-return]
+        return self._engine.insights()
 
     def close(self) -> None:
         """Take no more work; the workers leave when all is done."""
@@ -461,10 +461,7 @@ class Pool(_std.Pool):
             return
         if self._state == _run:
             _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
-        if engine.state == _run and not getattr(engine, "forked", False):
-            engine.state = TERMINATE
-            if hasattr(engine, "nudge"):
-                engine.nudge()
+        engine.leave()
 
 
 def orders_and_options(
