@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "buffer.hpp"
+#include "pickler.hpp"
 
 namespace procession::bind {
 namespace {
@@ -102,6 +103,12 @@ class CompactWriter {
     return false;
   }
 
+  /// A payload of a pickle and its buffers' segments.
+  bool write_parts(PyObject* data, PyObject* placed) noexcept {
+    return fixed('P', nullptr, 0) && bytes('y', PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)) &&
+           write_segments(placed);
+  }
+
   u64 size() const noexcept { return static_cast<u64>(at_ - begin_); }
 
  private:
@@ -165,8 +172,7 @@ class CompactWriter {
     PyObject* handles = PyObject_GetAttrString(v, "handles");
     const bool plain = data != nullptr && buffers != nullptr && handles != nullptr && PyBytes_CheckExact(data) &&
                        PyList_CheckExact(buffers) && PyObject_Size(handles) == 0 && payloads_ < kContainers;
-    const bool ok = plain && fixed('P', nullptr, 0) && bytes('y', PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)) &&
-                    write_segments(buffers);
+    const bool ok = plain && write_parts(data, buffers);
     Py_XDECREF(data);
     Py_XDECREF(buffers);
     Py_XDECREF(handles);
@@ -217,6 +223,17 @@ namespace {
 class CompactReader {
  public:
   CompactReader(const char* data, u64 len) noexcept : at_(data), end_(data + len) {}
+
+  /// Of a message that is a payload: what Payload.load() returns.
+  PyObject* load() noexcept {
+    ++at_;  // 'P'
+    PyObject* data = read();
+    PyObject* buffers = data == nullptr ? nullptr : read_segments(view_segment);
+    PyObject* value = buffers == nullptr ? nullptr : unpickle(data, buffers);
+    Py_XDECREF(data);
+    Py_XDECREF(buffers);
+    return value;
+  }
 
   PyObject* read() noexcept {
     if (at_ >= end_) return damaged();
@@ -298,22 +315,28 @@ class CompactReader {
   }
 
  private:
-  PyObject* read_payload() noexcept {
-    PyObject* data = read();
+  /// A list of what `each` makes of a segment (whose reference it takes over), where its bytes begin and how many they are.
+  PyObject* read_segments(PyObject* (*each)(PyObject*, u64, u64)) noexcept {
     ++at_;  // 'l'
     const u16 n = get<u16>();
-    PyObject* buffers = data == nullptr ? nullptr : PyList_New(n);
-    for (u16 i = 0; buffers != nullptr && i < n; ++i) {
+    PyObject* list = PyList_New(n);
+    for (u16 i = 0; list != nullptr && i < n; ++i) {
       ++at_;  // 'g'
       const auto entry = get<SegmentEntry>();
       PyObject* segment = rebuild_handle(segment_class(), entry.arena, entry.block, entry.gen);
-      PyObject* each = segment == nullptr
-                           ? nullptr
-                           : Py_BuildValue("(NKK)", segment, static_cast<unsigned long long>(entry.offset),
-                                           static_cast<unsigned long long>(entry.length));
-      if (each == nullptr) Py_CLEAR(buffers);
-      else PyList_SET_ITEM(buffers, i, each);
+      PyObject* v = segment == nullptr ? nullptr : each(segment, entry.offset, entry.length);
+      if (v == nullptr) Py_CLEAR(list);
+      else PyList_SET_ITEM(list, i, v);
     }
+    return list;
+  }
+
+  PyObject* read_payload() noexcept {
+    PyObject* data = read();
+    PyObject* buffers = data == nullptr ? nullptr : read_segments([](PyObject* segment, u64 offset, u64 n) {
+      return Py_BuildValue("(NKK)", segment, static_cast<unsigned long long>(offset),
+                           static_cast<unsigned long long>(n));
+    });
     PyObject* cls = buffers == nullptr ? nullptr : payload_class();
     PyObject* payload = cls == nullptr ? nullptr : PyObject_CallFunctionObjArgs(cls, data, buffers, nullptr);
     Py_XDECREF(data);
@@ -338,215 +361,11 @@ class CompactReader {
   const char* end_;
 };
 
-// --- pickle -------------------------------------------------------------------------------------------------------------
-//
-// What ForkingPickler.dumps does (the reducers that multiprocessing and torch register apply), without its Python class and
-// its ChainMap: one C pickler is kept and used again. `Sink` is its file, `Reducers` its dispatch table.
-
-struct Sink {
-  PyObject ob_base;
-  PyObject* first;    ///< most pickles come in one piece
-  PyObject* others;   ///< a list, for those that do not
-  PyObject* buffers;  ///< a list of those that are not in it, and go as segments; nullptr if there are none
-};
-
-/// Shorter buffers are copied into the message: a segment costs a page, a mapping and some 10 us.
-constexpr Py_ssize_t kLeastOutside = 64 << 10;
-
-/// The pickler asks whether a buffer goes into the pickle.
-PyObject* sink_buffer(PyObject* self, PyObject* buffer) noexcept {
-  auto* s = reinterpret_cast<Sink*>(self);
-  const Py_buffer* view = PyPickleBuffer_GetBuffer(buffer);
-  if (view == nullptr) return nullptr;
-  if (view->len < kLeastOutside || PyBuffer_IsContiguous(view, 'A') == 0) Py_RETURN_TRUE;
-  if (s->buffers == nullptr && (s->buffers = PyList_New(0)) == nullptr) return nullptr;
-  return PyList_Append(s->buffers, buffer) != 0 ? nullptr : Py_NewRef(Py_False);
-}
-
-PyObject* sink_write(PyObject* self, PyObject* data) noexcept {
-  auto* s = reinterpret_cast<Sink*>(self);
-  // The pickler reuses nothing it hands out as bytes; anything else (a memoryview of the caller's buffer) is copied now.
-  PyObject* piece = PyBytes_CheckExact(data) ? Py_NewRef(data) : PyBytes_FromObject(data);
-  if (piece == nullptr) return nullptr;
-  const Py_ssize_t n = PyBytes_GET_SIZE(piece);
-  if (s->first == nullptr) {
-    s->first = piece;
-    return PyLong_FromSsize_t(n);
-  }
-  if (s->others == nullptr) s->others = PyList_New(0);
-  const int failed = s->others == nullptr ? -1 : PyList_Append(s->others, piece);
-  Py_DECREF(piece);
-  return failed != 0 ? nullptr : PyLong_FromSsize_t(n);
-}
-
-PyMethodDef sink_methods[] = {
-    {"write", sink_write, METH_O, nullptr}, {"buffer", sink_buffer, METH_O, nullptr}, {nullptr, nullptr, 0, nullptr}};
-
-void sink_dealloc(PyObject* self) noexcept {
-  auto* s = reinterpret_cast<Sink*>(self);
-  Py_XDECREF(s->first);
-  Py_XDECREF(s->others);
-  Py_XDECREF(s->buffers);
-  PyObject_Free(self);
-}
-
-PyTypeObject make_sink_type() noexcept {
-  PyTypeObject t{};
-  t.ob_base.ob_base.ob_refcnt = 1;
-  t.tp_name = "procession._native._Sink";
-  t.tp_basicsize = sizeof(Sink);
-  t.tp_dealloc = sink_dealloc;
-  t.tp_methods = sink_methods;
-  t.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION;
-  return t;
-}
-PyTypeObject sink_type = make_sink_type();
-
-struct Names {
-  PyObject *pickler_type, *loads, *copyreg_table, *extra_reducers, *reduce, *reduce_ex, *protocol;
-};
-Names names{};
-
-/// What the pickler asks for a type's reducer: multiprocessing's table, then copyreg's, as they are at that moment (torch
-/// and others register, and replace, while the program runs).
-PyObject* reducer_of(PyObject*, PyObject* type) noexcept {
-  for (PyObject* table : {names.extra_reducers, names.copyreg_table}) {
-    PyObject* found = PyDict_GetItemWithError(table, type);
-    if (found != nullptr) return Py_NewRef(found);
-    if (PyErr_Occurred()) return nullptr;
-  }
-  // A miss would be a KeyError made and dropped for every instance, some 150 ns; what the pickler does after it is to call
-  // __reduce_ex__, except for classes.
-  if (PyType_Check(type) && !PyType_IsSubtype(reinterpret_cast<PyTypeObject*>(type), &PyType_Type))
-    return Py_NewRef(names.reduce);
-  PyErr_SetObject(PyExc_KeyError, type);
-  return nullptr;
-}
-
-PyObject* reduce(PyObject*, PyObject* value) noexcept {
-  return PyObject_CallMethodObjArgs(value, names.reduce_ex, names.protocol, nullptr);
-}
-PyMethodDef reduce_method = {"_reduce", reduce, METH_O, nullptr};
-
-PyMappingMethods reducers_mapping{nullptr, reducer_of, nullptr};
-
-PyTypeObject make_reducers_type() noexcept {
-  PyTypeObject t{};
-  t.ob_base.ob_base.ob_refcnt = 1;
-  t.tp_name = "procession._native._Reducers";
-  t.tp_basicsize = sizeof(PyObject);
-  t.tp_dealloc = [](PyObject* self) { PyObject_Free(self); };
-  t.tp_as_mapping = &reducers_mapping;
-  t.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION;
-  return t;
-}
-PyTypeObject reducers_type = make_reducers_type();
-
-/// A pickler with its file and table. One is kept; a nested dump (a reducer that puts into a queue) makes another.
-struct Pickler {
-  PyObject* pickler = nullptr;
-  PyObject* dump = nullptr;
-  PyObject* clear_memo = nullptr;
-  PyObject* sink = nullptr;
-
-  void destroy() noexcept {
-    Py_CLEAR(pickler);
-    Py_CLEAR(dump);
-    Py_CLEAR(clear_memo);
-    Py_CLEAR(sink);
-  }
-};
-Pickler spare;
-
-PyObject* import_from(const char* module, const char* name) noexcept {
-  PyObject* m = PyImport_ImportModule(module);
-  PyObject* r = m == nullptr ? nullptr : PyObject_GetAttrString(m, name);
-  Py_XDECREF(m);
-  return r;
-}
-
-bool find_names() noexcept {
-  if (names.extra_reducers != nullptr) return true;
-  if (PyType_Ready(&sink_type) != 0 || PyType_Ready(&reducers_type) != 0) return false;
-  names.pickler_type = import_from("_pickle", "Pickler");
-  names.copyreg_table = import_from("copyreg", "dispatch_table");
-  // Where there are connections, their module has registered its reducers; 5 ms to import it for nothing.
-  PyObject* forking = import_from("multiprocessing.reduction", "ForkingPickler");
-  PyObject* extra = forking == nullptr ? nullptr : PyObject_GetAttrString(forking, "_extra_reducers");
-  Py_XDECREF(forking);
-  names.reduce = PyCFunction_New(&reduce_method, nullptr);
-  names.reduce_ex = PyUnicode_InternFromString("__reduce_ex__");
-  PyObject* protocol = import_from("pickle", "HIGHEST_PROTOCOL");
-  names.protocol = protocol;
-  if (names.reduce == nullptr || names.reduce_ex == nullptr || protocol == nullptr) return false;
-  if (names.pickler_type == nullptr || names.copyreg_table == nullptr || extra == nullptr) return false;
-  names.extra_reducers = extra;
-  return true;
-}
-
-bool make_pickler(Pickler& p) noexcept {
-  p.sink = reinterpret_cast<PyObject*>(PyObject_New(Sink, &sink_type));
-  if (p.sink == nullptr) return false;
-  auto* s = reinterpret_cast<Sink*>(p.sink);
-  s->first = s->others = s->buffers = nullptr;
-  PyObject* callback = PyObject_GetAttrString(p.sink, "buffer");
-  p.pickler =
-      callback == nullptr ? nullptr : PyObject_CallFunction(names.pickler_type, "OiOO", p.sink, -1, Py_True, callback);
-  Py_XDECREF(callback);
-  PyObject* table = p.pickler == nullptr ? nullptr : PyObject_New(PyObject, &reducers_type);
-  const bool ok = table != nullptr && PyObject_SetAttrString(p.pickler, "dispatch_table", table) == 0 &&
-                  (p.dump = PyObject_GetAttrString(p.pickler, "dump")) != nullptr &&
-                  (p.clear_memo = PyObject_GetAttrString(p.pickler, "clear_memo")) != nullptr;
-  Py_XDECREF(table);
-  return ok;
-}
-
-/// Bytes of `value`, a new reference; nullptr with the pickler's exception. `*buffers` is what is not in it, or nullptr.
-PyObject* plain_pickle(PyObject* value, PyObject** buffers) noexcept {
-  if (!find_names()) return nullptr;
-  Pickler p = spare;
-  spare = Pickler{};
-  if (p.pickler == nullptr && !make_pickler(p)) {
-    p.destroy();
-    return nullptr;
-  }
-  PyObject* r = PyObject_CallOneArg(p.dump, value);
-  auto* s = reinterpret_cast<Sink*>(p.sink);
-  PyObject* bytes = nullptr;
-  if (r != nullptr) {
-    Py_DECREF(r);
-    r = PyObject_CallNoArgs(p.clear_memo);
-    Py_XDECREF(r);
-    bytes = std::exchange(s->first, nullptr);
-    if (bytes != nullptr && s->others != nullptr) {
-      PyObject* empty = PyBytes_FromStringAndSize("", 0);
-      PyList_Insert(s->others, 0, bytes);
-      Py_SETREF(bytes, empty == nullptr ? nullptr : PyObject_CallMethod(empty, "join", "O", s->others));
-      Py_XDECREF(empty);
-    }
-    Py_CLEAR(s->others);
-    *buffers = std::exchange(s->buffers, nullptr);
-  }
-  if (bytes == nullptr || spare.pickler != nullptr) {
-    p.destroy();  // after an error its state is not to be trusted
-  } else {
-    spare = p;
-  }
-  return bytes;
-}
-
 }  // namespace
 
 void set_main_by_value(bool on) noexcept { main_by_value = on; }
 
 void set_payload_class(PyObject* type) noexcept { Py_XSETREF(payload_type, Py_NewRef(type)); }
-
-PyObject* pickle_beside(PyObject* value) noexcept {
-  PyObject* buffers = nullptr;
-  PyObject* data = plain_pickle(value, &buffers);
-  if (data == nullptr || buffers == nullptr) return data;
-  return Py_BuildValue("(NN)", data, buffers);
-}
 
 bool Encoded::hold(PyObject* bytes, Coding coding) noexcept {
   Py_XSETREF(keep_, bytes);
@@ -563,7 +382,7 @@ bool Encoded::pickle(PyObject* value) noexcept {
   if (noted == nullptr && (noted = PyList_New(0)) == nullptr) return false;
   PyObject* outer = swap_collector(Py_NewRef(noted));
   PyObject* buffers = nullptr;
-  PyObject* plain = plain_pickle(value, &buffers);
+  PyObject* plain = procession::bind::pickle(value, kLeastOutside, &buffers);
   // Spawned children cannot import this __main__: what is named there goes by value. A false alarm only costs time.
   const bool names_main =
       plain != nullptr && main_by_value &&
@@ -572,12 +391,7 @@ bool Encoded::pickle(PyObject* value) noexcept {
   if (ok && buffers == nullptr) {
     ok = hold(plain, Coding::kPickle);
   } else if (ok) {
-    // They lie beside it: what is sent is both, in the form that procession._wire.payload gives them.
-    PyObject* seal = import_from("procession._wire.payload", "seal");
-    PyObject* payload = seal == nullptr ? nullptr : PyObject_CallFunctionObjArgs(seal, plain, buffers, nullptr);
-    Py_XDECREF(seal);
-    Py_DECREF(plain);
-    ok = payload != nullptr && hold_payload(payload);
+    ok = hold_with(plain, buffers);
   } else if (names_main || PyErr_ExceptionMatches(PyExc_Exception)) {
     Py_XDECREF(plain);
     PyErr_Clear();
@@ -600,6 +414,30 @@ bool Encoded::pickle(PyObject* value) noexcept {
   return ok;
 }
 
+/// A pickle and the buffers that are not in it, in the form of a payload. Takes over the reference to the pickle.
+bool Encoded::hold_with(PyObject* data, PyObject* buffers) noexcept {
+  PyObject* placed = place_all(buffers);
+  if (placed == nullptr) {
+    Py_DECREF(data);
+    return false;
+  }
+  CompactWriter w(*this);
+  bool ok = w.write_parts(data, placed);
+  if (ok) {
+    coding_ = Coding::kPayload;
+    data_ = buffer_;
+    len_ = w.size();
+  } else {
+    Py_CLEAR(handles_);
+    PyObject* cls = payload_class();
+    PyObject* payload = cls == nullptr ? nullptr : PyObject_CallFunctionObjArgs(cls, data, placed, nullptr);
+    ok = payload != nullptr && hold_payload(payload);
+  }
+  Py_DECREF(data);
+  Py_DECREF(placed);
+  return ok;
+}
+
 /// Takes over the reference.
 bool Encoded::hold_payload(PyObject* payload) noexcept {
   CompactWriter w(*this);
@@ -611,8 +449,7 @@ bool Encoded::hold_payload(PyObject* payload) noexcept {
     return true;
   }
   PyObject* none = nullptr;
-  PyObject* bytes = plain_pickle(payload, &none);
-  Py_XDECREF(none);
+  PyObject* bytes = procession::bind::pickle(payload, PY_SSIZE_T_MAX, &none);
   Py_DECREF(payload);
   return bytes != nullptr && hold(bytes, Coding::kPayload);
 }
@@ -690,16 +527,15 @@ PyObject* decode(u8 coding, const void* data, u64 len, PyObject* whole) noexcept
     case Coding::kBytes:
       return whole != nullptr ? Py_NewRef(whole) : PyBytes_FromStringAndSize(p, static_cast<Py_ssize_t>(len));
     case Coding::kPickle: {
-      if (names.loads == nullptr && (names.loads = import_from("_pickle", "loads")) == nullptr) return nullptr;
       PyObject* bytes =
           whole != nullptr ? Py_NewRef(whole) : PyBytes_FromStringAndSize(p, static_cast<Py_ssize_t>(len));
-      PyObject* r = bytes == nullptr ? nullptr : PyObject_CallOneArg(names.loads, bytes);
+      PyObject* r = bytes == nullptr ? nullptr : unpickle(bytes, nullptr);
       Py_XDECREF(bytes);
       return r;
     }
     case Coding::kPayload: {
-      const Coding form = len != 0 && *p == 'P' ? Coding::kCompact : Coding::kPickle;
-      PyObject* payload = decode(static_cast<u8>(form), data, len, whole);
+      if (len != 0 && *p == 'P') return CompactReader(p, len).load();
+      PyObject* payload = decode(static_cast<u8>(Coding::kPickle), data, len, whole);
       PyObject* r = payload == nullptr ? nullptr : PyObject_CallMethod(payload, "load", nullptr);
       Py_XDECREF(payload);
       return r;

@@ -34,6 +34,7 @@ class Encoded {
   /// Larger values cost more to pickle than pickle's start-up, and fit no stack.
   static constexpr u32 kCompactMax = 1024;
   bool pickle(PyObject* value) noexcept;
+  bool hold_with(PyObject* data, PyObject* buffers) noexcept;
   bool hold_payload(PyObject* payload) noexcept;
   bool pickle_by_value(PyObject* value) noexcept;
   bool hold(PyObject* bytes, Coding coding) noexcept;
@@ -56,9 +57,6 @@ u32 load(Encoded& e, View* v, u32 parent) noexcept;
 
 /// What procession._wire.payload calls Payload.
 void set_payload_class(PyObject* type) noexcept;
-
-/// As a queue pickles what is no plain value: bytes, or (bytes, buffers) where some are left out.
-PyObject* pickle_beside(PyObject* value) noexcept;
 
 /// When true, what pickle would name in __main__ travels by value: spawned children cannot import it (a notebook, -c).
 void set_main_by_value(bool on) noexcept;

@@ -54,6 +54,11 @@ bool isolate(SegmentObject* s) noexcept;
 /// A segment has been unpickled: make it this process's own where others hold it too. Takes over the reference, returns one.
 PyObject* segment_received(PyObject* self) noexcept;
 
+/// For each of a list of buffers (segment, offset, nbytes): the segment that has its bytes and will keep them. Contiguous ones.
+PyObject* place_all(PyObject* buffers) noexcept;
+/// An object whose buffer is a part of a segment, whose reference is taken over.
+PyObject* view_segment(PyObject* self, u64 offset, u64 n) noexcept;
+
 /// While a message is decoded: how many cargoes on the way are the one that it came with, and will be gone in a moment.
 extern thread_local u32 own_cargoes;
 
@@ -165,6 +170,7 @@ bool add_queue_types(PyObject* module) noexcept;
 bool add_segment_type(PyObject* module) noexcept;
 bool add_locked_attribute_type(PyObject* module) noexcept;
 bool add_number_functions(PyObject* module) noexcept;
+bool add_array_functions(PyObject* module) noexcept;
 bool add_dormant_functions(PyObject* module) noexcept;
 bool add_type(PyObject* module, PyType_Spec* spec, PyTypeObject** type, PyTypeObject* base = nullptr) noexcept;
 

@@ -5,6 +5,7 @@
 
 #include "buffer.hpp"
 #include "codec.hpp"
+#include "pickler.hpp"
 
 namespace procession::bind {
 namespace {
@@ -666,11 +667,20 @@ PyObject* py_set_payload_class(PyObject*, PyObject* type) noexcept {
   set_payload_class(type);
   Py_RETURN_NONE;
 }
-PyObject* py_pickle_beside(PyObject*, PyObject* value) noexcept { return pickle_beside(value); }
+PyObject* py_pickle_beside(PyObject*, PyObject* args) noexcept {
+  PyObject *value, *buffers = nullptr;
+  Py_ssize_t least = kLeastOutside;
+  if (!PyArg_ParseTuple(args, "O|n", &value, &least)) return nullptr;
+  PyObject* data = pickle(value, least, &buffers);
+  if (data == nullptr) return nullptr;
+  return buffers != nullptr ? Py_BuildValue("NN", data, buffers) : Py_BuildValue("N()", data);
+}
 PyMethodDef functions[] = {
     {"_set_payload_class", py_set_payload_class, METH_O, nullptr},
-    {"pickle_beside", py_pickle_beside, METH_O,
-     "pickle_beside(obj) -> bytes | (bytes, buffers)\n\nPickle as a queue does; large buffers are left out."},
+    {"pickle_beside", py_pickle_beside, METH_VARARGS,
+     "pickle_beside(obj, least=65536) -> (bytes, buffers)\n\nPickle as a queue does; buffers of `least` bytes and more "
+     "are "
+     "left out."},
     {"set_main_by_value", py_set_main_by_value, METH_O, "Whether queues send what is defined in __main__ by value."},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -48,6 +48,13 @@ void copy_in(SegmentObject* s, u64 offset, const void* from, u64 n) noexcept {
   std::memcpy(to + done, static_cast<const char*>(from) + done, n - done);
 }
 
+void fill_from(SegmentObject* s, u64 offset, const Py_buffer& from) noexcept {
+  const u64 n = static_cast<u64>(from.len);
+  PyThreadState* saved = n >= kLongCopy ? PyEval_SaveThread() : nullptr;
+  copy_in(s, offset, from.buf, n);
+  if (saved != nullptr) PyEval_RestoreThread(saved);
+}
+
 bool check_writable(SegmentObject* s) noexcept {
   if (!check_handle(&s->handle)) return false;
   if (!s->frozen()) return true;
@@ -67,12 +74,7 @@ PyObject* fill(PyObject* self, PyObject* args) noexcept {
                  static_cast<unsigned long long>(s->state().length));
     ok = false;
   }
-  if (ok && n >= kLongCopy) {
-    Py_BEGIN_ALLOW_THREADS copy_in(s, static_cast<u64>(offset), from.buf, n);
-    Py_END_ALLOW_THREADS
-  } else if (ok) {
-    copy_in(s, static_cast<u64>(offset), from.buf, n);
-  }
+  if (ok) fill_from(s, static_cast<u64>(offset), from);
   PyBuffer_Release(&from);
   return ok ? Py_NewRef(Py_None) : nullptr;
 }
@@ -107,12 +109,21 @@ PyObject* freeze(PyObject* self, PyObject*) noexcept {
   Py_RETURN_NONE;
 }
 
-/// Before a handle of it goes to another process: False: what is in the arena is not what this process sees.
-PyObject* give(PyObject* self, PyObject*) noexcept {
-  SegmentObject* s = segment(self);
-  if (!check_handle(&s->handle)) return nullptr;
-  if (s->frozen()) Py_RETURN_TRUE;
-  return PyBool_FromLong(!s->isolated && isolate(s));
+/// This process's segment that has these bytes, borrowed; nullptr (no exception) if none has.
+SegmentObject* find_segment(const char* begin, u64 n) noexcept {
+  struct Range {
+    const char* begin;
+    u64 n;
+  } const range{begin, n};
+  const auto holds = [](Handle* h, const void* p) {
+    if (!is_segment(h)) return false;
+    const auto& r = *static_cast<const Range*>(p);
+    const auto* s = reinterpret_cast<SegmentObject*>(h);
+    return s->data() <= r.begin && r.begin + r.n <= s->data() + s->state().length;
+  };
+  View* v = has_views() ? current_view() : nullptr;
+  if (v == nullptr || !v->arena.contains(begin)) return nullptr;
+  return reinterpret_cast<SegmentObject*>(find_handle(holds, &range));
 }
 
 PyObject* find(PyObject*, PyObject* arg) noexcept {
@@ -121,23 +132,46 @@ PyObject* find(PyObject*, PyObject* arg) noexcept {
     PyErr_Clear();
     Py_RETURN_NONE;
   }
-  struct Range {
-    const char* begin;
-    u64 n;
-  } range{static_cast<const char*>(view.buf), static_cast<u64>(view.len)};
+  const char* begin = static_cast<const char*>(view.buf);
+  SegmentObject* found = find_segment(begin, static_cast<u64>(view.len));
   PyBuffer_Release(&view);
-  const auto holds = [](Handle* h, const void* p) {
-    if (!is_segment(h)) return false;
-    const auto& r = *static_cast<const Range*>(p);
-    const auto* s = reinterpret_cast<SegmentObject*>(h);
-    return s->data() <= r.begin && r.begin + r.n <= s->data() + s->state().length;
-  };
-  View* v = has_views() ? current_view() : nullptr;
-  if (v == nullptr || !v->arena.contains(range.begin)) Py_RETURN_NONE;
-  Handle* h = find_handle(holds, &range);
-  if (h == nullptr) Py_RETURN_NONE;
-  const Py_ssize_t offset = range.begin - reinterpret_cast<SegmentObject*>(h)->data();
-  return Py_BuildValue("On", reinterpret_cast<PyObject*>(h), offset);
+  if (found == nullptr) Py_RETURN_NONE;
+  return Py_BuildValue("On", reinterpret_cast<PyObject*>(found), static_cast<Py_ssize_t>(begin - found->data()));
+}
+
+PyObject* new_segment(u64 length) noexcept {
+  PyObject* self = segment_type->tp_alloc(segment_type, 0);
+  if (self != nullptr && !make(segment(self), length)) Py_CLEAR(self);
+  return self;
+}
+
+PyObject* placed(PyObject* segment, u64 offset, u64 n) noexcept {
+  return Py_BuildValue("NKK", segment, static_cast<unsigned long long>(offset), static_cast<unsigned long long>(n));
+}
+
+PyObject* place(PyObject*, PyObject* arg) noexcept {
+  Py_buffer from;
+  if (PyObject_GetBuffer(arg, &from, PyBUF_ANY_CONTIGUOUS) != 0) return nullptr;
+  const u64 n = static_cast<u64>(from.len);
+  PyObject* result = nullptr;
+  SegmentObject* found = find_segment(static_cast<const char*>(from.buf), n);
+  if (found != nullptr) {
+    const u64 offset = static_cast<u64>(static_cast<const char*>(from.buf) - found->data());
+    // Of what may be written to, a small part is not worth that its owner pays for its next write to any other.
+    const bool frozen = found->frozen();
+    if (frozen || (n * 2 >= found->state().length && !found->isolated && isolate(found)))
+      result = placed(Py_NewRef(reinterpret_cast<PyObject*>(found)), offset, n);
+  }
+  while (result == nullptr) {
+    PyObject* self = new_segment(n);
+    if (self == nullptr) break;
+    SegmentObject* s = segment(self);
+    fill_from(s, 0, from);
+    if (s->isolated) Py_DECREF(self);  // another thread has forked meanwhile, and some of it is this process's alone
+    else result = placed(self, 0, n);
+  }
+  PyBuffer_Release(&from);
+  return result;
 }
 
 int get_buffer(PyObject* self, Py_buffer* view, int flags) noexcept {
@@ -173,11 +207,12 @@ PyMethodDef methods[] = {
     {"zero", zero, METH_NOARGS, "Set all bytes to 0; new pages of the kernel's are not touched."},
     {"populate", populate, METH_NOARGS, "Have its pages mapped at once, if they are in memory."},
     {"freeze", freeze, METH_NOARGS, "From now on nobody writes to it: all processes read the same memory."},
-    {"give", give, METH_NOARGS,
-     "give() -> bool\n\nTo be called before a handle is sent: what this process writes from now on, others do not see. "
-     "False: that has been so for a while, and the bytes must be copied."},
     {"find", find, METH_O | METH_STATIC,
      "find(buffer) -> (segment, offset) | None\n\nWhere this process's memory is a segment's."},
+    {"place", place, METH_O | METH_STATIC,
+     "place(buffer) -> (segment, offset, nbytes)\n\nThe segment that has these bytes and will keep them, for a handle "
+     "of "
+     "it that is to be sent: where they lie, or a copy. What this process writes from now on, others do not see."},
     {"__reduce__", handle_reduce, METH_NOARGS, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
@@ -213,6 +248,27 @@ bool isolate(SegmentObject* s) noexcept {
   return s->isolated;
 }
 
+PyObject* place_all(PyObject* buffers) noexcept {
+  PyObject* list = PyList_New(PyList_GET_SIZE(buffers));
+  for (Py_ssize_t i = 0; list != nullptr && i < PyList_GET_SIZE(buffers); ++i) {
+    PyObject* each = place(nullptr, PyList_GET_ITEM(buffers, i));
+    if (each == nullptr) Py_CLEAR(list);
+    else PyList_SET_ITEM(list, i, each);
+  }
+  return list;
+}
+
+PyObject* view_segment(PyObject* self, u64 offset, u64 n) noexcept {
+  if (offset == 0 && n == segment(self)->state().length) return self;
+  PyObject* view = PyMemoryView_FromObject(self);
+  PyObject* begin = PyLong_FromUnsignedLongLong(offset);
+  PyObject* end = PyLong_FromUnsignedLongLong(offset + n);
+  PyObject* slice = begin == nullptr || end == nullptr ? nullptr : PySlice_New(begin, end, nullptr);
+  PyObject* part = view == nullptr || slice == nullptr ? nullptr : PyObject_GetItem(view, slice);
+  for (PyObject* each : {self, view, begin, end, slice}) Py_XDECREF(each);
+  return part;
+}
+
 PyObject* segment_received(PyObject* self) noexcept {
   SegmentObject* s = segment(self);
   if (s->frozen()) return self;
@@ -228,8 +284,7 @@ PyObject* segment_received(PyObject* self) noexcept {
       return self;
     }
   }
-  PyObject* own = segment_type->tp_alloc(segment_type, 0);
-  if (own != nullptr && !make(segment(own), s->state().length)) Py_CLEAR(own);
+  PyObject* own = new_segment(s->state().length);
   if (own != nullptr) {
     const u64 n = s->state().length;
     const u64 at = arena.block(s->handle.object->block).off + kSegmentData;

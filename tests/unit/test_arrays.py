@@ -144,6 +144,52 @@ def test_any_array_is_equal_after_the_trip(array, times, order, nested):
     assert (same.dtype, same.shape, same.tobytes()) == (got.dtype, got.shape, got.tobytes())
 
 
+def variants():
+    """Arrays that differ in what is beside their elements."""
+    plain = np.arange(24.0).reshape(4, 6)
+    frozen = plain.copy()
+    frozen.flags.writeable = False
+    yield from (plain, frozen, plain.T, plain[::2], plain[:, 1:3], plain[::-1], plain[:0], np.array(3.5), plain[1:2])
+    yield np.lib.stride_tricks.as_strided(plain, (3, 4), (0, 8))
+    yield np.frombuffer(b"x" + plain.tobytes(), np.uint8)[1:].view(float)  # not aligned
+    for letter in "?bBhHiIlLqQefdgFDG":
+        yield np.ones(3, letter)
+    for dtype in (">f8", "<i4", "U3", "S3", "M8[ns]", "m8[D]", "V3", [("x", "i4"), ("y", "f8", 2)]):
+        yield np.zeros(3, dtype)
+    yield np.ones(3, np.dtype("f8", metadata={"unit": "m"}))
+    yield np.array([None, "text", 3], dtype=object)
+    yield np.ones((1,) * 32)
+
+
+@pytest.mark.parametrize("times", [1, 30_000])
+def test_an_array_is_what_numpys_own_pickle_makes_of_it(times):
+    q = procession.Queue()
+    for array in variants():
+        sent = array
+        if times > 1:
+            sent = np.repeat(array, times, axis=-1) if array.ndim else np.full(times, array)
+            sent.flags.writeable = array.flags.writeable
+        q.put(sent)
+        got, expected = q.get(), pickle.loads(pickle.dumps(sent, protocol=5))
+        assert type(got) is np.ndarray
+        assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
+        assert got.dtype.metadata == expected.dtype.metadata
+        assert got.tobytes() == expected.tobytes() or got.dtype.hasobject
+        for flag in ("C_CONTIGUOUS", "F_CONTIGUOUS", "WRITEABLE", "ALIGNED"):
+            assert got.flags[flag] == expected.flags[flag], (flag, sent.dtype, sent.shape)
+
+
+def test_a_subclass_keeps_its_type_and_a_name_is_not_enough():
+    q = procession.Queue()
+    for array in (np.rec.array([(1, 2.0)]), np.ma.array([1, 2], mask=[0, 1])):
+        q.put(array)
+        assert type(q.get()) is type(array)
+    with pytest.raises(ValueError, match="there is no type 'x'"):
+        _native._array(b"", (0,), "x", False)
+    with pytest.raises(TypeError):
+        _native._array(b"", (1,), "d", False)
+
+
 @pytest.mark.leaks("threads of pyarrow, where it is installed")
 def test_data_frames():
     pandas = pytest.importorskip("pandas")

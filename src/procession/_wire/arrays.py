@@ -46,31 +46,15 @@ def shared(obj: _T) -> _T:
     if isinstance(obj, (bytes, bytearray, memoryview)):
         view: Any = memoryview(_frozen([memoryview(obj).cast("B")])[0])
         return view  # type: ignore[no-any-return]
-    buffers: list[pickle.PickleBuffer] = []
-    data = codec.encode(obj, _All(buffers))
-    if not buffers:
+    outside = Outside(least=0)
+    data = codec.encode(obj, outside)
+    if not outside.buffers:
         raise TypeError(
             f"there is nothing to share in a {type(obj).__qualname__}: it has no buffers (as NumPy arrays, DataFrames and bytes "
             "have), and would be pickled for each task. Give it to each worker once instead: Pool(initializer=..., initargs=...)"
         )
-    copy: _T = pickle.loads(data, buffers=_frozen([buffer.raw() for buffer in buffers]))
+    copy: _T = pickle.loads(data, buffers=_frozen([buffer.raw() for buffer in outside.buffers]))
     return copy
-
-
-class _All(Outside):
-    """Takes all buffers, also small ones."""
-
-    def __init__(self, buffers: list[pickle.PickleBuffer]) -> None:
-        super().__init__()
-        self.buffers = buffers
-
-    def __call__(self, buffer: pickle.PickleBuffer) -> bool:
-        try:
-            buffer.raw()
-        except BufferError:  # not contiguous
-            return True
-        self.buffers.append(buffer)
-        return False
 
 
 def _frozen(buffers: Sequence[memoryview]) -> list[memoryview]:

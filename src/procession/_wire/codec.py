@@ -23,6 +23,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 
 from procession import _native
 from procession._native import Segment
+from procession._wire import tensors
 from procession._wire.payload import Outside, Payload
 
 TYPE_CHECKING = False
@@ -157,15 +158,11 @@ def encode_result(obj: object, *, main_by_value: bool = False) -> bytes | Payloa
 
 
 def _plain(obj: object, outside: Outside | None = None) -> bytes:
-    if type(outside) is Outside:  # the same in C
-        packed = _native.pickle_beside(obj)
-        if isinstance(packed, bytes):
-            return packed
-        data, outside.buffers = packed
-        return data
-    buffer = io.BytesIO()
-    ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL, True, outside).dump(obj)
-    return buffer.getvalue()
+    if outside is None:
+        return _native.pickle_beside(obj, sys.maxsize)[0]
+    data, buffers = _native.pickle_beside(obj, outside.least)
+    outside.buffers.extend(buffers)
+    return data
 
 
 def _by_value(obj: object, outside: Outside | None, *, main_by_value: bool) -> bytes:
@@ -194,6 +191,9 @@ def _by_value_pickler() -> Any:
             self._main_by_value = main_by_value
 
         def reducer_override(self, obj: Any) -> Any:
+            known = ForkingPickler._extra_reducers.get(type(obj))
+            if getattr(known, "__module__", None) == "torch.multiprocessing.reductions":
+                return tensors.instead_of(known)(obj)
             # cloudpickle sends everything of __main__ by value. Where the receiver has that module too, a name is
             # shorter and keeps the identity of classes.
             if not self._main_by_value and isinstance(obj, (type, FunctionType)) and _is_found_in_main(obj):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-__all__ = ["LEAST_BYTES", "Outside", "Payload", "place", "seal"]
+__all__ = ["LEAST_BYTES", "Outside", "Payload"]
 
 # Shorter buffers are copied into the message: a segment costs a page, a mapping and some 10 us. The extension has the same.
 LEAST_BYTES = 64 << 10
@@ -78,42 +78,22 @@ def _view(segment: Segment, offset: int, length: int) -> Any:
     return segment if length == len(segment) else memoryview(segment)[offset : offset + length]
 
 
-def seal(data: bytes, buffers: Sequence[pickle.PickleBuffer]) -> Payload:
-    """Return a pickle with its buffers in segments."""
-    return Payload(data, [place(buffer) for buffer in buffers])
-
-
-def place(buffer: pickle.PickleBuffer) -> tuple[Segment, int, int]:
-    """Return the segment that has these bytes and will keep them, where they begin in it, and how many they are.
-
-    Raises:
-        ArenaFullError: The limit of the family's memory has been reached; a `MemoryError`.
-    """
-    raw = buffer.raw()
-    found = Segment.find(raw)
-    if found is not None:
-        segment, offset = found
-        # Of what may be written to, a small part is not worth that its owner pays for its next write to any other.
-        if (segment.frozen or raw.nbytes * 2 >= len(segment)) and segment.give():
-            return segment, offset, raw.nbytes
-    while True:
-        segment = Segment(raw.nbytes)
-        segment.fill(raw)
-        if not segment.isolated:  # else another thread has forked meanwhile, and some of it is this process's alone
-            return segment, 0, raw.nbytes
-
-
 class Outside:
-    """What one pickle leaves out, or needs: a pickler's `buffer_callback`, and the list for `handle_collector`."""
+    """What one pickle leaves out, or needs: a pickler's `buffer_callback`, and the list for `handle_collector`.
 
-    def __init__(self) -> None:
+    Args:
+        least: How long the buffers are that are left out, in bytes.
+    """
+
+    def __init__(self, least: int = LEAST_BYTES) -> None:
+        self.least = least
         self.buffers: list[pickle.PickleBuffer] = []
         self.handles: list[object] = []
 
     def __call__(self, buffer: pickle.PickleBuffer) -> bool:
         """Take a large buffer; tell whether it goes into the pickle."""
         try:
-            large = buffer.raw().nbytes >= LEAST_BYTES
+            large = buffer.raw().nbytes >= self.least
         except BufferError:  # not contiguous
             large = False
         if large:
@@ -131,4 +111,4 @@ class Outside:
             return data
         # Not the handles themselves: they would be pickled again, with all that they carry.
         holds = [Hold(handle) for handle in self.handles]
-        return Payload(data, [place(buffer) for buffer in self.buffers], holds, lasting)
+        return Payload(data, [Segment.place(buffer) for buffer in self.buffers], holds, lasting)

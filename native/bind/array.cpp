@@ -1,0 +1,133 @@
+// NumPy arrays in pickles, without NumPy's own detour. NumPy is not needed to build this: it is asked by its Python interface.
+#include <iterator>
+
+#include "pickler.hpp"
+
+namespace procession::bind {
+namespace {
+
+// How the buffer protocol and numpy.dtype name the types whose arrays are described here. Others (structures, dates, text,
+// objects, another byte order, what has metadata) are pickled as NumPy does it.
+constexpr char kLetters[] = "?bBhHiIlLqQefdg";
+
+struct Kind {
+  PyObject* letter;
+  PyObject* dtype;  ///< the one object that NumPy has of it
+};
+
+PyTypeObject* ndarray = nullptr;
+Kind kinds[std::size(kLetters)];
+PyObject *rebuild = nullptr, *reducer = nullptr, *order_f = nullptr, *zero = nullptr;
+struct {
+  PyObject *dtype, *shape, *copy;
+} names;
+
+/// False with an exception set.
+bool load_numpy() noexcept {
+  PyObject* type = import_from("numpy", "ndarray");
+  PyObject* dtype = type == nullptr ? nullptr : import_from("numpy", "dtype");
+  for (size_t i = 0; dtype != nullptr && kLetters[i] != '\0'; ++i) {
+    kinds[i].letter = PyUnicode_FromStringAndSize(&kLetters[i], 1);
+    kinds[i].dtype = kinds[i].letter == nullptr ? nullptr : PyObject_CallOneArg(dtype, kinds[i].letter);
+    if (kinds[i].dtype == nullptr) Py_CLEAR(dtype);
+  }
+  const bool ok = dtype != nullptr && PyType_Check(type);
+  Py_XDECREF(dtype);
+  if (ok) ndarray = reinterpret_cast<PyTypeObject*>(type);
+  return ok;
+}
+
+const Kind* kind_of(PyObject* array, const Py_buffer& view) noexcept {
+  const char* letter = view.format;
+  if (letter == nullptr || letter[0] == '\0' || letter[1] != '\0') return nullptr;
+  const char* at = std::strchr(kLetters, *letter);
+  if (at == nullptr) return nullptr;
+  const Kind* kind = &kinds[at - kLetters];
+  PyObject* dtype = PyObject_GetAttr(array, names.dtype);
+  Py_XDECREF(dtype);
+  return dtype == kind->dtype ? kind : nullptr;
+}
+
+PyObject* describe(PyObject* array, const Kind& kind, bool fortran) noexcept {
+  PyObject* shape = PyObject_GetAttr(array, names.shape);
+  PyObject* buffer = shape == nullptr ? nullptr : PyPickleBuffer_FromObject(array);
+  if (buffer == nullptr) {
+    Py_XDECREF(shape);
+    return nullptr;
+  }
+  return Py_BuildValue("O(NNOO)", rebuild, buffer, shape, kind.letter, fortran ? Py_True : Py_False);
+}
+
+PyObject* reduce(PyObject*, PyObject* array) noexcept {
+  Py_buffer view;
+  const Kind* kind = nullptr;
+  bool c = false, fortran = false;
+  if (PyObject_GetBuffer(array, &view, PyBUF_RECORDS_RO) == 0) {
+    kind = kind_of(array, view);
+    c = PyBuffer_IsContiguous(&view, 'C') != 0;
+    fortran = !c && PyBuffer_IsContiguous(&view, 'F') != 0;
+    PyBuffer_Release(&view);
+  }
+  if (PyErr_Occurred()) PyErr_Clear();  // NumPy knows what to do, or what to say
+  if (kind == nullptr) return PyObject_CallMethod(array, "__reduce_ex__", "i", 5);
+  if (c || fortran) return describe(array, *kind, fortran);
+  PyObject* copy = PyObject_CallMethodNoArgs(array, names.copy);
+  PyObject* r = copy == nullptr ? nullptr : describe(copy, *kind, false);
+  Py_XDECREF(copy);
+  return r;
+}
+
+/// _array(buffer, shape, letter, fortran)
+PyObject* make(PyObject*, PyObject* const* args, Py_ssize_t nargs) noexcept {
+  if (nargs != 4) {
+    PyErr_Format(PyExc_TypeError, "_array() takes 4 arguments (%zd given)", nargs);
+    return nullptr;
+  }
+  if (ndarray == nullptr && !load_numpy()) return nullptr;
+  const char* letter = PyUnicode_Check(args[2]) ? PyUnicode_AsUTF8(args[2]) : "";
+  if (letter == nullptr) return nullptr;
+  const char* at = letter[0] == '\0' || letter[1] != '\0' ? nullptr : std::strchr(kLetters, *letter);
+  if (at == nullptr) {
+    PyErr_Format(PyExc_ValueError, "_array(): there is no type %R", args[2]);
+    return nullptr;
+  }
+  return PyObject_CallFunctionObjArgs(reinterpret_cast<PyObject*>(ndarray), args[1], kinds[at - kLetters].dtype,
+                                      args[0], zero, Py_None, args[3] == Py_True ? order_f : Py_None, nullptr);
+}
+
+PyMethodDef reduce_method = {"_reduce_array", reduce, METH_O, nullptr};
+PyMethodDef functions[] = {
+    {"_array", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(make)), METH_FASTCALL,
+     "_array(buffer, shape, letter, fortran) -> numpy.ndarray\n\nAn array that uses a buffer in place: what pickles "
+     "call."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+}  // namespace
+
+PyObject* array_reducer(PyObject* type) noexcept {
+  if (ndarray == nullptr) {
+    // Whoever has an array has imported NumPy.
+    if (!PyType_Check(type) || std::strcmp(reinterpret_cast<PyTypeObject*>(type)->tp_name, "numpy.ndarray") != 0)
+      return nullptr;
+    if (!load_numpy()) {
+      PyErr_Clear();
+      return nullptr;
+    }
+  }
+  return type == reinterpret_cast<PyObject*>(ndarray) ? reducer : nullptr;
+}
+
+bool add_array_functions(PyObject* module) noexcept {
+  names = {PyUnicode_InternFromString("dtype"), PyUnicode_InternFromString("shape"),
+           PyUnicode_InternFromString("copy")};
+  reducer = PyCFunction_New(&reduce_method, nullptr);
+  order_f = PyUnicode_InternFromString("F");
+  zero = PyLong_FromLong(0);
+  if (names.dtype == nullptr || names.shape == nullptr || names.copy == nullptr) return false;
+  if (reducer == nullptr || order_f == nullptr || zero == nullptr) return false;
+  return PyModule_AddFunctions(module, functions) == 0 &&
+         (rebuild = PyObject_GetAttrString(module, "_array")) != nullptr;
+}
+
+}  // namespace procession::bind

@@ -1,0 +1,25 @@
+// Pickles as multiprocessing makes them, large buffers left out.
+#pragma once
+
+#include "handle.hpp"
+
+namespace procession::bind {
+
+/// Shorter buffers are copied into the message: a segment costs a page, a mapping and some 5 us.
+constexpr Py_ssize_t kLeastOutside = 64 << 10;
+
+/// `value` as ForkingPickler.dumps pickles it; nullptr with the pickler's exception. Contiguous buffers (protocol 5) of `least`
+/// bytes and more are left out: they come as a list in `*buffers`, which is nullptr when there are none.
+PyObject* pickle(PyObject* value, Py_ssize_t least, PyObject** buffers) noexcept;
+
+/// pickle.loads(data, buffers=buffers), the latter unless nullptr.
+PyObject* unpickle(PyObject* data, PyObject* buffers) noexcept;
+
+/// A new reference; nullptr with an exception set.
+PyObject* import_from(const char* module, const char* name) noexcept;
+
+/// How a pickle has a NumPy array that array_reducer() can describe: as a call of a function of this extension, which takes a
+/// quarter of the time that NumPy's own takes. The reducer, borrowed; nullptr (no exception) when `type` is not numpy.ndarray.
+PyObject* array_reducer(PyObject* type) noexcept;
+
+}  // namespace procession::bind
