@@ -1,4 +1,4 @@
-// NumPy arrays in pickles, without NumPy's own detour. NumPy is not needed to build this: it is asked by its Python interface.
+// NumPy arrays in messages and pickles, without NumPy's own detour. NumPy is not needed to build this: it is asked by its Python interface.
 #include <iterator>
 
 #include "pickler.hpp"
@@ -37,6 +37,7 @@ bool load_numpy() noexcept {
   return ok;
 }
 
+/// nullptr (no exception) when the array's type is none of those, or is more than its letter says.
 const Kind* kind_of(PyObject* array, const Py_buffer& view) noexcept {
   const char* letter = view.format;
   if (letter == nullptr || letter[0] == '\0' || letter[1] != '\0') return nullptr;
@@ -48,7 +49,7 @@ const Kind* kind_of(PyObject* array, const Py_buffer& view) noexcept {
   return dtype == kind->dtype ? kind : nullptr;
 }
 
-PyObject* describe(PyObject* array, const Kind& kind, bool fortran) noexcept {
+PyObject* call_rebuild(PyObject* array, const Kind& kind, bool fortran) noexcept {
   PyObject* shape = PyObject_GetAttr(array, names.shape);
   PyObject* buffer = shape == nullptr ? nullptr : PyPickleBuffer_FromObject(array);
   if (buffer == nullptr) {
@@ -70,15 +71,28 @@ PyObject* reduce(PyObject*, PyObject* array) noexcept {
   }
   if (PyErr_Occurred()) PyErr_Clear();  // NumPy knows what to do, or what to say
   if (kind == nullptr) return PyObject_CallMethod(array, "__reduce_ex__", "i", 5);
-  if (c || fortran) return describe(array, *kind, fortran);
+  if (c || fortran) return call_rebuild(array, *kind, fortran);
   PyObject* copy = PyObject_CallMethodNoArgs(array, names.copy);
-  PyObject* r = copy == nullptr ? nullptr : describe(copy, *kind, false);
+  PyObject* r = copy == nullptr ? nullptr : call_rebuild(copy, *kind, false);
   Py_XDECREF(copy);
   return r;
 }
 
+PyObject* call_ndarray(PyObject* shape, const Kind& kind, PyObject* buffer, bool fortran) noexcept {
+  return PyObject_CallFunctionObjArgs(reinterpret_cast<PyObject*>(ndarray), shape, kind.dtype, buffer, zero, Py_None,
+                                      fortran ? order_f : Py_None, nullptr);
+}
+
+/// Takes over the reference, returns one.
+PyObject* forbid_writes(PyObject* array) noexcept {
+  PyObject* r = PyObject_CallMethod(array, "setflags", "i", 0);
+  if (r == nullptr) Py_CLEAR(array);
+  Py_XDECREF(r);
+  return array;
+}
+
 /// _array(buffer, shape, letter, fortran)
-PyObject* make(PyObject*, PyObject* const* args, Py_ssize_t nargs) noexcept {
+PyObject* rebuild_array(PyObject*, PyObject* const* args, Py_ssize_t nargs) noexcept {
   if (nargs != 4) {
     PyErr_Format(PyExc_TypeError, "_array() takes 4 arguments (%zd given)", nargs);
     return nullptr;
@@ -91,13 +105,12 @@ PyObject* make(PyObject*, PyObject* const* args, Py_ssize_t nargs) noexcept {
     PyErr_Format(PyExc_ValueError, "_array(): there is no type %R", args[2]);
     return nullptr;
   }
-  return PyObject_CallFunctionObjArgs(reinterpret_cast<PyObject*>(ndarray), args[1], kinds[at - kLetters].dtype,
-                                      args[0], zero, Py_None, args[3] == Py_True ? order_f : Py_None, nullptr);
+  return call_ndarray(args[1], kinds[at - kLetters], args[0], args[3] == Py_True);
 }
 
 PyMethodDef reduce_method = {"_reduce_array", reduce, METH_O, nullptr};
 PyMethodDef functions[] = {
-    {"_array", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(make)), METH_FASTCALL,
+    {"_array", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rebuild_array)), METH_FASTCALL,
      "_array(buffer, shape, letter, fortran) -> numpy.ndarray\n\nAn array that uses a buffer in place: what pickles "
      "call."},
     {nullptr, nullptr, 0, nullptr},
@@ -116,6 +129,55 @@ PyObject* array_reducer(PyObject* type) noexcept {
     }
   }
   return type == reinterpret_cast<PyObject*>(ndarray) ? reducer : nullptr;
+}
+
+bool describe_array(PyObject* v, ArrayForm* form, Py_buffer* view) noexcept {
+  if (array_reducer(reinterpret_cast<PyObject*>(Py_TYPE(v))) == nullptr) return false;
+  if (PyObject_GetBuffer(v, view, PyBUF_RECORDS_RO) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  const bool c = PyBuffer_IsContiguous(view, 'C') != 0;
+  const Kind* kind = kind_of(v, *view);
+  if (kind == nullptr || view->ndim > kMostDimensions || (!c && PyBuffer_IsContiguous(view, 'F') == 0)) {
+    PyBuffer_Release(view);
+    return false;
+  }
+  form->letter = kLetters[kind - kinds];
+  form->fortran = !c;
+  form->read_only = view->readonly != 0;
+  form->dimensions = static_cast<u8>(view->ndim);
+  for (int i = 0; i < view->ndim; ++i) form->shape[i] = view->shape[i];
+  return true;
+}
+
+PyObject* make_array(const ArrayForm& form, PyObject* buffer) noexcept {
+  if (ndarray == nullptr && !load_numpy()) return nullptr;
+  PyObject* shape = PyTuple_New(form.dimensions);
+  for (int i = 0; shape != nullptr && i < form.dimensions; ++i) {
+    PyObject* n = PyLong_FromLongLong(form.shape[i]);
+    if (n == nullptr) Py_CLEAR(shape);
+    else PyTuple_SET_ITEM(shape, i, n);
+  }
+  if (shape == nullptr) return nullptr;
+  PyObject* array = call_ndarray(shape, kinds[std::strchr(kLetters, form.letter) - kLetters],
+                                 buffer == nullptr ? Py_None : buffer, form.fortran);
+  Py_DECREF(shape);
+  if (array == nullptr || buffer == nullptr || !form.read_only) return array;
+  return forbid_writes(array);
+}
+
+PyObject* copy_array(const ArrayForm& form, const char* data, u64 n) noexcept {
+  PyObject* array = make_array(form, nullptr);
+  Py_buffer view;
+  if (array == nullptr) return nullptr;
+  if (PyObject_GetBuffer(array, &view, PyBUF_ANY_CONTIGUOUS | PyBUF_WRITABLE) != 0) {
+    Py_DECREF(array);
+    return nullptr;
+  }
+  std::memcpy(view.buf, data, std::min(n, static_cast<u64>(view.len)));
+  PyBuffer_Release(&view);
+  return form.read_only ? forbid_writes(array) : array;
 }
 
 bool add_array_functions(PyObject* module) noexcept {

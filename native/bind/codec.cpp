@@ -1,5 +1,6 @@
 #include "codec.hpp"
 
+#include <array>
 #include <utility>
 
 #include "buffer.hpp"
@@ -22,6 +23,7 @@ PyObject* spare_list = nullptr;    // for the handles of the next pickle
 //
 //   N None | T True | F False | i 8-byte int | b 1-byte int | j u16 long int | d 8-byte float
 //   a u16 ASCII text | s u16 text | y u16 bytes | t u16 tuple | l u16 list | m u16 dict
+//   A an array: its form, then u16 bytes or a segment
 //   P a payload without handles: bytes, u16 segments, each arena, block, generation, offset, length
 
 namespace {
@@ -37,6 +39,12 @@ struct SegmentEntry {
   u32 block, gen;
 };
 
+SegmentEntry entry_of(PyObject* segment, u64 offset, u64 length) noexcept {
+  const Handle* h = reinterpret_cast<Handle*>(segment);
+  const u32 block = h->object->block;
+  return {h->view->arena.id(), offset, length, block, h->view->arena.block(block).gen.load(std::memory_order_relaxed)};
+}
+
 }  // namespace
 
 class CompactWriter {
@@ -44,9 +52,10 @@ class CompactWriter {
   explicit CompactWriter(Encoded& e) noexcept
       : e_(e), at_(e.buffer_), begin_(e.buffer_), end_(e.buffer_ + sizeof e.buffer_) {}
 
-  /// The value as a whole; on failure nothing has been done to it.
+  /// The value as a whole; on failure nothing has been done to it. An exception is set only where the memory for its arrays
+  /// is not to be had.
   bool write_all(PyObject* v) noexcept {
-    const bool ok = write(v, 0);
+    const bool ok = write(v, 0) && place_arrays();
     if (!ok) Py_CLEAR(e_.handles_);
     for (int i = 0; ok && i < payloads_; ++i) {
       PyObject* r = PyObject_CallMethod(payload_[i], "given", nullptr);
@@ -76,6 +85,13 @@ class CompactWriter {
     if (t == &PyBool_Type) return fixed(v == Py_True ? 'T' : 'F', nullptr, 0);
     if (t == &PyBytes_Type) return bytes('y', PyBytes_AS_STRING(v), PyBytes_GET_SIZE(v));
     if (depth > kDepth) return false;
+    ArrayForm form;
+    Py_buffer view;
+    if (describe_array(v, &form, &view)) {
+      const bool ok = once(v) && write_array(v, form, view);
+      PyBuffer_Release(&view);
+      return ok;
+    }
     if (payload_type != nullptr && reinterpret_cast<PyObject*>(t) == payload_type) return write_payload(v);
     if (t == &PyTuple_Type) {
       const Py_ssize_t n = PyTuple_GET_SIZE(v);
@@ -109,7 +125,12 @@ class CompactWriter {
            write_segments(placed);
   }
 
-  u64 size() const noexcept { return static_cast<u64>(at_ - begin_); }
+  /// What has been written is what is sent.
+  void done(Coding coding) noexcept {
+    e_.coding_ = coding;
+    e_.data_ = begin_;
+    e_.len_ = static_cast<u64>(at_ - begin_);
+  }
 
  private:
   static constexpr int kDepth = 8, kContainers = 16;
@@ -181,20 +202,58 @@ class CompactWriter {
     return ok;
   }
 
+  bool write_array(PyObject* v, const ArrayForm& form, const Py_buffer& view) noexcept {
+    const char head[] = {form.letter, form.fortran, form.read_only, static_cast<char>(form.dimensions)};
+    const u64 shape = form.dimensions * sizeof form.shape[0];
+    if (!fixed('A', head, sizeof head) || !fixed('g', form.shape, shape)) return false;
+    if (view.len < kLeastOutside)
+      return make_room(view.len + 3) && bytes('y', static_cast<const char*>(view.buf), view.len);
+    const SegmentEntry later{};
+    if (!fixed('g', &later, sizeof later)) return false;
+    array_[arrays_++] = {v, at_ - sizeof later - begin_};
+    return true;
+  }
+
+  /// For the elements of an array; what is no array is better off with pickle when it is long.
+  bool make_room(Py_ssize_t n) noexcept {
+    constexpr Py_ssize_t kMost = 128 << 10;
+    if (end_ - at_ >= n) return true;
+    const Py_ssize_t had = at_ - begin_, capacity = had + n + Encoded::kCompactMax;
+    PyObject* room = capacity <= kMost ? PyBytes_FromStringAndSize(nullptr, capacity) : nullptr;
+    if (room == nullptr) return false;
+    std::memcpy(PyBytes_AS_STRING(room), begin_, static_cast<size_t>(had));
+    begin_ = PyBytes_AS_STRING(room);
+    at_ = begin_ + had;
+    end_ = begin_ + capacity;
+    Py_XSETREF(e_.keep_, room);
+    return true;
+  }
+
+  /// Large arrays, once all else is written: to copy them for nothing would be dear.
+  bool place_arrays() noexcept {
+    for (int i = 0; i < arrays_; ++i) {
+      u64 offset = 0, length = 0;
+      PyObject* segment = place_buffer(array_[i].array, &offset, &length);
+      if (segment == nullptr) return false;
+      const SegmentEntry entry = entry_of(segment, offset, length);
+      std::memcpy(begin_ + array_[i].at, &entry, sizeof entry);
+      const bool ok = e_.hold_handle(segment);
+      Py_DECREF(segment);
+      if (!ok) return false;
+    }
+    return true;
+  }
+
   bool write_segments(PyObject* buffers) noexcept {
     if (!count('l', PyList_GET_SIZE(buffers))) return false;
-    if (e_.handles_ == nullptr && (e_.handles_ = PyList_New(0)) == nullptr) return false;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(buffers); ++i) {
       PyObject* segment = nullptr;
       unsigned long long offset = 0, length = 0;
       if (!PyArg_ParseTuple(PyList_GET_ITEM(buffers, i), "O!KK", segment_class(), &segment, &offset, &length))
         return false;
-      const Handle* h = reinterpret_cast<Handle*>(segment);
-      if (!check_handle(h)) return false;
-      const u32 block = h->object->block;
-      const SegmentEntry entry{h->view->arena.id(), offset, length, block,
-                               h->view->arena.block(block).gen.load(std::memory_order_relaxed)};
-      if (!fixed('g', &entry, sizeof entry) || PyList_Append(e_.handles_, segment) != 0) return false;
+      if (!check_handle(reinterpret_cast<Handle*>(segment))) return false;
+      const SegmentEntry entry = entry_of(segment, offset, length);
+      if (!fixed('g', &entry, sizeof entry) || !e_.hold_handle(segment)) return false;
     }
     return true;
   }
@@ -216,6 +275,11 @@ class CompactWriter {
   int containers_ = 0;
   PyObject* payload_[kContainers];
   int payloads_ = 0;
+  struct {
+    PyObject* array;
+    Py_ssize_t at;  ///< where its SegmentEntry is to go
+  } array_[kContainers];
+  int arrays_ = 0;
 };
 
 namespace {
@@ -309,6 +373,7 @@ class CompactReader {
         }
         return v;
       }
+      case 'A': return read_array();
       case 'P': return read_payload();
       default: return damaged();
     }
@@ -322,13 +387,41 @@ class CompactReader {
     PyObject* list = PyList_New(n);
     for (u16 i = 0; list != nullptr && i < n; ++i) {
       ++at_;  // 'g'
-      const auto entry = get<SegmentEntry>();
-      PyObject* segment = rebuild_handle(segment_class(), entry.arena, entry.block, entry.gen);
-      PyObject* v = segment == nullptr ? nullptr : each(segment, entry.offset, entry.length);
+      PyObject* v = read_segment(each);
       if (v == nullptr) Py_CLEAR(list);
       else PyList_SET_ITEM(list, i, v);
     }
     return list;
+  }
+
+  PyObject* read_array() noexcept {
+    ArrayForm form{};
+    const auto head = get<std::array<char, 4>>();
+    form.letter = head[0];
+    form.fortran = head[1] != 0;
+    form.read_only = head[2] != 0;
+    form.dimensions = static_cast<u8>(head[3]);
+    ++at_;  // 'g'
+    if (form.dimensions > kMostDimensions || end_ - at_ < form.dimensions * static_cast<Py_ssize_t>(sizeof(i64)) + 1)
+      return damaged();
+    std::memcpy(form.shape, at_, form.dimensions * sizeof(i64));
+    at_ += form.dimensions * sizeof(i64);
+    if (*at_++ == 'y') {
+      const u16 n = get<u16>();
+      const char* p = at_;
+      at_ += n;
+      return at_ > end_ ? damaged() : copy_array(form, p, n);
+    }
+    PyObject* segment = read_segment(view_segment);
+    PyObject* array = segment == nullptr ? nullptr : make_array(form, segment);
+    Py_XDECREF(segment);
+    return array;
+  }
+
+  PyObject* read_segment(PyObject* (*each)(PyObject*, u64, u64)) noexcept {
+    const auto entry = get<SegmentEntry>();
+    PyObject* segment = rebuild_handle(segment_class(), entry.arena, entry.block, entry.gen);
+    return segment == nullptr ? nullptr : each(segment, entry.offset, entry.length);
   }
 
   PyObject* read_payload() noexcept {
@@ -424,9 +517,7 @@ bool Encoded::hold_with(PyObject* data, PyObject* buffers) noexcept {
   CompactWriter w(*this);
   bool ok = w.write_parts(data, placed);
   if (ok) {
-    coding_ = Coding::kPayload;
-    data_ = buffer_;
-    len_ = w.size();
+    w.done(Coding::kPayload);
   } else {
     Py_CLEAR(handles_);
     PyObject* cls = payload_class();
@@ -443,9 +534,7 @@ bool Encoded::hold_payload(PyObject* payload) noexcept {
   CompactWriter w(*this);
   if (w.write_all(payload)) {
     Py_DECREF(payload);
-    coding_ = Coding::kPayload;
-    data_ = buffer_;
-    len_ = w.size();
+    w.done(Coding::kPayload);
     return true;
   }
   PyObject* none = nullptr;
@@ -495,15 +584,19 @@ u32 load(Encoded& e, View* v, u32 parent) noexcept {
   return cargo;
 }
 
+bool Encoded::hold_handle(PyObject* handle) noexcept {
+  if (handles_ == nullptr) handles_ = PyList_New(0);
+  return handles_ != nullptr && PyList_Append(handles_, handle) == 0;
+}
+
 bool Encoded::encode(PyObject* value) noexcept {
   if (PyBytes_CheckExact(value)) return hold(Py_NewRef(value), Coding::kBytes);
   CompactWriter w(*this);
   if (w.write_all(value)) {
-    coding_ = Coding::kCompact;
-    data_ = buffer_;
-    len_ = w.size();
+    w.done(Coding::kCompact);
     return true;
   }
+  if (PyErr_Occurred()) return false;
   if (PyUnicode_CheckExact(value)) {
     Py_ssize_t n = 0;
     const char* text = PyUnicode_AsUTF8AndSize(value, &n);

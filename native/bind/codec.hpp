@@ -33,6 +33,7 @@ class Encoded {
   friend class CompactWriter;
   /// Larger values cost more to pickle than pickle's start-up, and fit no stack.
   static constexpr u32 kCompactMax = 1024;
+  bool hold_handle(PyObject* handle) noexcept;
   bool pickle(PyObject* value) noexcept;
   bool hold_with(PyObject* data, PyObject* buffers) noexcept;
   bool hold_payload(PyObject* payload) noexcept;

@@ -54,7 +54,10 @@ bool isolate(SegmentObject* s) noexcept;
 /// A segment has been unpickled: make it this process's own where others hold it too. Takes over the reference, returns one.
 PyObject* segment_received(PyObject* self) noexcept;
 
-/// For each of a list of buffers (segment, offset, nbytes): the segment that has its bytes and will keep them. Contiguous ones.
+/// The segment (a new reference) that has a contiguous buffer's bytes and will keep them: where they lie, or a copy. What this
+/// process writes from now on, others do not see.
+PyObject* place_buffer(PyObject* buffer, u64* offset, u64* n) noexcept;
+/// The same for each of a list: (segment, offset, nbytes).
 PyObject* place_all(PyObject* buffers) noexcept;
 /// An object whose buffer is a part of a segment, whose reference is taken over.
 PyObject* view_segment(PyObject* self, u64 offset, u64 n) noexcept;

@@ -156,33 +156,11 @@ PyObject* new_segment(u64 length) noexcept {
   return self;
 }
 
-PyObject* placed(PyObject* segment, u64 offset, u64 n) noexcept {
-  return Py_BuildValue("NKK", segment, static_cast<unsigned long long>(offset), static_cast<unsigned long long>(n));
-}
-
 PyObject* place(PyObject*, PyObject* arg) noexcept {
-  Py_buffer from;
-  if (PyObject_GetBuffer(arg, &from, PyBUF_ANY_CONTIGUOUS) != 0) return nullptr;
-  const u64 n = static_cast<u64>(from.len);
-  PyObject* result = nullptr;
-  SegmentObject* found = find_segment(static_cast<const char*>(from.buf), n);
-  if (found != nullptr) {
-    const u64 offset = static_cast<u64>(static_cast<const char*>(from.buf) - found->data());
-    // Of what may be written to, a small part is not worth that its owner pays for its next write to any other.
-    const bool frozen = found->frozen();
-    if (frozen || (n * 2 >= found->state().length && !found->isolated && isolate(found)))
-      result = placed(Py_NewRef(reinterpret_cast<PyObject*>(found)), offset, n);
-  }
-  while (result == nullptr) {
-    PyObject* self = new_segment(n);
-    if (self == nullptr) break;
-    SegmentObject* s = segment(self);
-    fill_from(s, 0, from);
-    if (s->isolated) Py_DECREF(self);  // another thread has forked meanwhile, and some of it is this process's alone
-    else result = placed(self, 0, n);
-  }
-  PyBuffer_Release(&from);
-  return result;
+  u64 offset = 0, n = 0;
+  PyObject* segment = place_buffer(arg, &offset, &n);
+  if (segment == nullptr) return nullptr;
+  return Py_BuildValue("NKK", segment, static_cast<unsigned long long>(offset), static_cast<unsigned long long>(n));
 }
 
 int get_buffer(PyObject* self, Py_buffer* view, int flags) noexcept {
@@ -257,6 +235,28 @@ bool isolate(SegmentObject* s) noexcept {
   if (s->isolated || s->frozen()) return true;
   s->isolated = s->handle.view->arena.map_segment(s->state(), false);
   return s->isolated;
+}
+
+PyObject* place_buffer(PyObject* buffer, u64* offset, u64* n) noexcept {
+  Py_buffer from;
+  if (PyObject_GetBuffer(buffer, &from, PyBUF_ANY_CONTIGUOUS) != 0) return nullptr;
+  *offset = 0;
+  *n = static_cast<u64>(from.len);
+  PyObject* result = nullptr;
+  SegmentObject* found = find_segment(static_cast<const char*>(from.buf), *n);
+  // Of what may be written to, a small part is not worth that its owner pays for its next write to any other.
+  if (found != nullptr &&
+      (found->frozen() || (*n * 2 >= found->state().length && !found->isolated && isolate(found)))) {
+    *offset = static_cast<u64>(static_cast<const char*>(from.buf) - found->data());
+    result = Py_NewRef(reinterpret_cast<PyObject*>(found));
+  }
+  while (result == nullptr && (result = new_segment(*n)) != nullptr) {
+    fill_from(segment(result), 0, from);
+    // Another thread may have forked meanwhile: then some of it is this process's alone.
+    if (segment(result)->isolated) Py_CLEAR(result);
+  }
+  PyBuffer_Release(&from);
+  return result;
 }
 
 PyObject* place_all(PyObject* buffers) noexcept {
