@@ -4,6 +4,7 @@
 - procession: a Queue of arrays as they are; "empty()": the producer writes each into memory of procession's own.
 - shared_memory by hand: one segment that is used again and again, a semaphore for each direction; the consumer adds up in place.
 - iceoryx2: publish-subscribe with loaned samples, the consumer adds up in place; it has no waiting, so both sides yield.
+- py-sharedmemory: a pair of endpoints, blocks that are used again; the receiver gets a copy.
 - Ray: `ray.put` by the producer, the reference through an actor's call; joblib: arrays above 1 MB are memory-mapped.
 - shared(): the array as each task's argument, and as a part of the function, which a worker gets once.
 - memcpy: what this machine copies from one warm buffer to another, in one process.
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 MP, IN_PLACE, BY_HAND = "multiprocessing", "procession, empty()", "shared_memory by hand"
 MEMCPY, FLOOR = "memcpy", "bare buffers"
 MEGABYTE = 1 << 20
-WARM = 4  # messages before the clock starts
+# Messages before the clock starts: all memory has been used by then, and where that pays is in huge pages. The others, for which
+# each message is a new one, get fewer.
+WARM, WARM_FOR_OTHERS = 40, 4
 DEPTH = 2  # messages that may be under way
 
 
@@ -42,9 +45,9 @@ def _check(total: float, nbytes: int) -> None:
         raise AssertionError(f"wrong sum: {total}")
 
 
-def _timed(totals: Iterator[float], nbytes: int, count: int) -> Cost:
+def _timed(totals: Iterator[float], nbytes: int, count: int, warm: int = WARM) -> Cost:
     """Take sums as they come; the first ones are not counted."""
-    for _ in range(WARM):
+    for _ in range(warm):
         _check(next(totals), nbytes)
     start = time.perf_counter()
     for _ in range(count):
@@ -77,27 +80,72 @@ def _produce_in_place(queue: Any, nbytes: int, count: int) -> None:
 def through_queue(module: str, produce: Callable[..., None], nbytes: int, count: int) -> Cost:
     """Seconds per byte through a Queue."""
     context = importlib.import_module(module).get_context("fork")
-    if module == "torch.multiprocessing":
-        produce = _produce_tensors
+    warm = WARM if module == OURS else WARM_FOR_OTHERS
     queue = context.Queue(DEPTH)
-    child = context.Process(target=produce, args=(queue, nbytes, WARM + count))
+    child = context.Process(target=produce, args=(queue, nbytes, warm + count))
     child.start()
 
     def totals() -> Iterator[float]:
         while True:
             yield float(queue.get().sum())
 
-    cost = _timed(totals(), nbytes, count)
+    cost = _timed(totals(), nbytes, count, warm)
     child.join()
     return cost
 
 
-def _produce_tensors(queue: Any, nbytes: int, count: int) -> None:
-    import torch
+def through_torch(nbytes: int, count: int) -> Cost:
+    """Seconds per byte through a Queue of torch.multiprocessing, as tensors; each is a copy, as for the others."""
+    torch: Any = importlib.import_module("torch")
+    torch.set_num_threads(1)
+    context = importlib.import_module("torch.multiprocessing").get_context("fork")
+    queue, done = context.Queue(DEPTH), context.Event()
 
-    for _ in range(count):
-        queue.put(torch.arange(nbytes // 8, dtype=torch.float64))
-    time.sleep(1)  # its memory goes with the producer
+    def produce() -> None:
+        array = torch.from_numpy(_doubles(nbytes))
+        for _ in range(WARM_FOR_OTHERS + count):
+            queue.put(array.clone())
+        done.wait()  # its memory goes with the producer
+
+    child = context.Process(target=produce)
+    child.start()
+
+    def totals() -> Iterator[float]:
+        while True:
+            yield float(queue.get().sum())
+
+    cost = _timed(totals(), nbytes, count, WARM_FOR_OTHERS)
+    done.set()
+    child.join()
+    return cost
+
+
+def py_sharedmemory(nbytes: int, count: int) -> Cost:
+    """Seconds per byte through a pair of py-sharedmemory's."""
+    import multiprocessing
+
+    make: Any = importlib.import_module("py_sharedmemory").create_shared_memory_pair
+    context = multiprocessing.get_context("fork")
+    sender, receiver = make(DEPTH, ctx=context)
+
+    def produce() -> None:
+        array = _doubles(nbytes)
+        for _ in range(WARM + count):
+            sender.put(array)
+        sender.wait_for_all_ack()
+        sender.close()
+
+    child = context.Process(target=produce)
+    child.start()
+
+    def totals() -> Iterator[float]:
+        while True:
+            yield float(receiver.get().sum())
+
+    cost = _timed(totals(), nbytes, count)
+    child.join()
+    receiver.close()
+    return cost
 
 
 def by_hand(nbytes: int, count: int) -> Cost:
@@ -237,7 +285,7 @@ def ray_store(nbytes: int, count: int) -> Cost:
             under_way.append(produce.remote())
             yield float(ray.get(under_way.pop(0)).sum())
 
-    cost = _timed(totals(), nbytes, count)
+    cost = _timed(totals(), nbytes, count, WARM_FOR_OTHERS)
     ray.shutdown()
     return cost
 
@@ -256,7 +304,7 @@ def memcpy(nbytes: int, count: int) -> Cost:
     import numpy as np
 
     source, target = _doubles(nbytes), np.empty(nbytes // 8)
-    for _ in range(WARM):
+    for _ in range(WARM_FOR_OTHERS):
         target[:] = source
     start = time.perf_counter()
     for _ in range(count):
@@ -266,8 +314,17 @@ def memcpy(nbytes: int, count: int) -> Cost:
 
 
 def first_message(module: str, nbytes: int, count: int) -> Cost:
-    """Seconds per byte of the very first array: all pages are new. `count` is not used: there is one first."""
+    """Seconds per byte of the very first array: all pages are new. `count` is not used: there is one first.
+
+    New to the processes: a virtual machine's host may take longer for pages that the machine itself has never had than all else
+    does, and one of the two would get them. So the kernel is given some to hand out.
+    """
     del count
+    used = os.fork()
+    if used == 0:
+        bytearray(1 << 30)
+        os._exit(0)
+    os.waitpid(used, 0)
     context = importlib.import_module(module).get_context("fork")
     queue, go = context.Queue(), context.Event()
 
@@ -375,14 +432,20 @@ def scenarios() -> list[Scenario]:
             MP: partial(through_queue, MP, _produce, nbytes),
             BY_HAND: partial(by_hand, nbytes),
             "iceoryx2": partial(iceoryx2, nbytes),
-            "torch.multiprocessing": partial(through_queue, "torch.multiprocessing", _produce, nbytes),
+            "py-sharedmemory": partial(py_sharedmemory, nbytes),
+            "torch.multiprocessing": partial(through_torch, nbytes),
             "Ray": partial(ray_store, nbytes),
             MEMCPY: partial(memcpy, nbytes),
             FLOOR: partial(bare_buffers, nbytes),
         }
         targets = (
             *(Target(MP, 20, 35), Target(BY_HAND, 1, 1.5), Target("iceoryx2", 1, 1.5)),
-            *(Target(MEMCPY, 0.5, 0.9), Target(FLOOR)),
+            *(
+                Target("py-sharedmemory", 1, 1.5),
+                Target("torch.multiprocessing"),
+                Target(MEMCPY, 0.5, 0.9),
+                Target(FLOOR),
+            ),
         )
         title = f"{megabytes} MB of doubles through a Queue, warm, each added up"
         rows.append(Scenario(f"array-queue-{megabytes}", title, measure, targets, unit="bytes", start_n=4, max_n=5000))
