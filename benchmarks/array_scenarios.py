@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 MP, IN_PLACE, BY_HAND = "multiprocessing", "procession, empty()", "shared_memory by hand"
 MEMCPY, FLOOR = "memcpy", "bare buffers"
 MEGABYTE = 1 << 20
-# Messages before the clock starts: all memory has been used by then, and where that pays is in huge pages. The others, for which
-# each message is a new one, get fewer.
-WARM, WARM_FOR_OTHERS = 40, 4
+# Messages before the clock starts. Ours puts memory that is used again and again into huge pages, some of them at each message.
+# Where each message is copied anew by pickle or into other memory, the first ones are as fast as the last.
+WARM, WARM_FOR_OTHERS = 300, 4
 DEPTH = 2  # messages that may be under way
 
 
@@ -45,7 +45,7 @@ def _check(total: float, nbytes: int) -> None:
         raise AssertionError(f"wrong sum: {total}")
 
 
-def _timed(totals: Iterator[float], nbytes: int, count: int, warm: int = WARM) -> Cost:
+def _timed(totals: Iterator[float], nbytes: int, count: int, warm: int = WARM_FOR_OTHERS) -> Cost:
     """Take sums as they come; the first ones are not counted."""
     for _ in range(warm):
         _check(next(totals), nbytes)
@@ -114,7 +114,7 @@ def through_torch(nbytes: int, count: int) -> Cost:
         while True:
             yield float(queue.get().sum())
 
-    cost = _timed(totals(), nbytes, count, WARM_FOR_OTHERS)
+    cost = _timed(totals(), nbytes, count)
     done.set()
     child.join()
     return cost
@@ -130,7 +130,7 @@ def py_sharedmemory(nbytes: int, count: int) -> Cost:
 
     def produce() -> None:
         array = _doubles(nbytes)
-        for _ in range(WARM + count):
+        for _ in range(WARM_FOR_OTHERS + count):
             sender.put(array)
         sender.wait_for_all_ack()
         sender.close()
@@ -177,7 +177,7 @@ def by_hand(nbytes: int, count: int) -> Cost:
     try:
         child = context.Process(target=produce)
         child.start()
-        cost = _timed(totals(), nbytes, count)
+        cost = _timed(totals(), nbytes, count, WARM)
         child.join()
     finally:
         segment.unlink()
@@ -216,7 +216,7 @@ def bare_buffers(nbytes: int, count: int) -> Cost:
             counters[8] = number
             yield total
 
-    cost = _timed(totals(), nbytes, count)
+    cost = _timed(totals(), nbytes, count, WARM)
     os.waitpid(child, 0)
     return cost
 
@@ -268,7 +268,7 @@ def iceoryx2(nbytes: int, count: int) -> Cost:
             sample.delete()
             yield total
 
-    return _timed(totals(), nbytes, count)
+    return _timed(totals(), nbytes, count, WARM)
 
 
 def ray_store(nbytes: int, count: int) -> Cost:
@@ -285,7 +285,7 @@ def ray_store(nbytes: int, count: int) -> Cost:
             under_way.append(produce.remote())
             yield float(ray.get(under_way.pop(0)).sum())
 
-    cost = _timed(totals(), nbytes, count, WARM_FOR_OTHERS)
+    cost = _timed(totals(), nbytes, count)
     ray.shutdown()
     return cost
 
@@ -314,17 +314,9 @@ def memcpy(nbytes: int, count: int) -> Cost:
 
 
 def first_message(module: str, nbytes: int, count: int) -> Cost:
-    """Seconds per byte of the very first array: all pages are new. `count` is not used: there is one first.
-
-    New to the processes: a virtual machine's host may take longer for pages that the machine itself has never had than all else
-    does, and one of the two would get them. So the kernel is given some to hand out.
-    """
+    """Seconds per byte of the very first array: all pages are new. `count` is not used: there is one first."""
     del count
-    used = os.fork()
-    if used == 0:
-        bytearray(1 << 30)
-        os._exit(0)
-    os.waitpid(used, 0)
+    importlib.import_module("numpy")  # or the consumer would, when it has the array
     context = importlib.import_module(module).get_context("fork")
     queue, go = context.Queue(), context.Event()
 

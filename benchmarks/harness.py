@@ -9,6 +9,7 @@ killed at its time limit: a rival that hangs costs its own figure only.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import select
 import signal
@@ -175,6 +176,21 @@ def _calibrate(scenario: Scenario, measure: Callable[[int], Cost], settings: Set
         growth = min(settings.window_s / max(trial.elapsed_s, 1e-6), 30.0)
         size = min(int(size * growth) + 1, scenario.max_n)
     return size if settings.quick else scenario.full_n or size
+
+
+def use_all_memory() -> None:
+    """Have all memory that is free used once, and given back.
+
+    The host of a virtual machine brings it when it is used for the first time, which takes ten times as long as the kernel takes
+    for a page of its own; whoever gets such pages would lose.
+    """
+    pid = os.fork()
+    if pid == 0:
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")  # where there is a lower limit
+        nbytes = int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 0.85)
+        mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0))
+        os._exit(0)
+    os.waitpid(pid, 0)
 
 
 def in_process_group(measure: Callable[[], Cost], timeout_s: float) -> Cost | Failure:

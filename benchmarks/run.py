@@ -53,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     facts = harness.machine()
     print("\n".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
+    if any(scenario.unit == "bytes" for scenario in chosen) and not options.quick:
+        harness.use_all_memory()
     results = []
     for number, scenario in enumerate(chosen, 1):
         print(f"\n[{number}/{len(chosen)}] {scenario.name}: {scenario.title}", flush=True)

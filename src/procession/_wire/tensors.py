@@ -49,7 +49,11 @@ def _is_plain(tensor: Any) -> bool:
         and tensor.layout is torch.strided
         and not (tensor.is_shared() or tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
         # Of these torch says why it does not send them.
-        and not ((hasattr(tensor, "has_names") and tensor.has_names()) or tensor._backward_hooks or (tensor.requires_grad and not tensor.is_leaf))
+        and not (
+            (hasattr(tensor, "has_names") and tensor.has_names())
+            or tensor._backward_hooks
+            or (tensor.requires_grad and not tensor.is_leaf)
+        )
     )
 
 
