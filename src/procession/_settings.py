@@ -1,8 +1,8 @@
 """What the environment can set; read once, when the arena is made.
 
 ============================ =======================================================================================
-``PROCESSION_ARENA_SIZE``    Bytes the arena may hold; a suffix k, M, G or T is understood. Default: the memory limit
-                             of this process (cgroup, RLIMIT_AS, physical memory).
+``PROCESSION_ARENA_SIZE``    Bytes the arena may hold; a suffix k, M, G or T is understood. Default: three
+                             quarters of the memory limit of this process (cgroup, RLIMIT_AS, physical memory).
 ============================ =======================================================================================
 """
 
@@ -52,4 +52,6 @@ def arena_limits() -> tuple[int, int]:
         return limit * _SPARE + _TABLES, limit
     from procession._proc.limits import memory_limit
 
-    return _RESERVED, min(memory_limit(), _RESERVED)
+    # The rest is for the processes: where they are counted together, as in a container, the kernel would kill one of them
+    # before the arena could say that it is full.
+    return _RESERVED, min(memory_limit() // 4 * 3, _RESERVED)

@@ -10,6 +10,7 @@ import resource
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from hypothesis.extra import numpy as hnp
 import procession
 from procession import _native
 from procession._native import Segment
-from tests.unit.test_arena import output_of
+from tests.unit.test_arena import _can_mount, output_of
 
 LARGE = 1 << 20
 
@@ -698,6 +699,60 @@ def test_the_limit_is_a_memory_error_with_numbers(limits):
     """Whatever `ulimit` says; and what is given back can be used again."""
     lines = output_of(FILL, limits=limits, env={"PROCESSION_ARENA_SIZE": "64M"})
     assert lines == ["ArenaFullError", "True", "True", "True", "True"]
+
+
+def _make_group(parent, limit):
+    group = Path("/sys/fs/cgroup", parent, f"procession-test-{os.getpid()}")
+    try:
+        group.mkdir()
+    except OSError:
+        return None
+    try:
+        (group / limit).write_text(str(512 << 20))
+    except OSError:
+        group.rmdir()
+        return None
+    return group
+
+
+@pytest.fixture
+def small_group(wait_until):
+    """The directory of a control group of 512 MB, where one can be made."""
+    places = [("memory", "memory.limit_in_bytes"), ("unified", "memory.max"), (".", "memory.max")]
+    group = next(filter(None, (_make_group(*place) for place in places)), None)
+    if group is None:
+        pytest.skip("no control group can be made here")
+    yield group
+    wait_until(lambda: not (group / "cgroup.procs").read_text().strip())
+    group.rmdir()
+
+
+def test_in_a_group_of_512_megabytes(small_group):
+    """Who asks for too much gets an error; the kernel kills nobody, and what is taken in turn goes through."""
+    code = f"""
+import os
+with open({str(small_group / "cgroup.procs")!r}, "w") as f:
+    f.write(str(os.getpid()))
+{FILL}
+with procession.get_context("fork").Pool(2) as pool:
+    print(sum(float(a.sum()) for a in pool.imap(np.negative, (np.ones(1 << 20) for _ in range(100)))) == -100 * (1 << 20))
+print(procession.memory().limit < 512 << 20)
+"""
+    assert output_of(code) == ["ArenaFullError", "True", "True", "True", "True", "True", "True"]
+
+
+@pytest.mark.parametrize("options", ["size=4k", "ro"])
+def test_without_dev_shm(options):
+    """Arrays need no room there."""
+    if not _can_mount():
+        pytest.skip("no permission to make a mount namespace (unshare -m)")
+    prefix = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o {options} tmpfs /dev/shm && exec "$@"', "sh"]
+    code = """
+import numpy as np, procession
+with procession.get_context("fork").Pool(2) as pool:
+    print(sum(float(a.sum()) for a in pool.map(np.negative, [np.ones(1 << 20)] * 4)) == -4 * (1 << 20))
+"""
+    assert output_of(code, prefix=prefix) == ["True"]
 
 
 def test_idle_memory_is_given_back_to_the_kernel():
