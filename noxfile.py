@@ -79,9 +79,10 @@ def stdlib(session: nox.Session, method: str) -> None:
 
 @nox.session
 def guests(session: nox.Session) -> None:
-    """The programs that the executor and the joblib backend are made for: joblib, scikit-learn, dask."""
-    session.install(".[test]", "joblib", "scikit-learn", "dask")
-    session.run("pytest", "tests/pool/test_joblib.py", "tests/pool/test_dask.py", *session.posargs)
+    """The programs that we are made to go with: joblib, scikit-learn, dask, torch."""
+    session.install(".[test]", "joblib", "scikit-learn", "dask", "torch")
+    tests = ("test_joblib.py", "test_dask.py", "test_torch.py")
+    session.run("pytest", *(f"tests/pool/{test}" for test in tests), *session.posargs)
 
 
 @nox.session

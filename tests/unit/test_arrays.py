@@ -6,6 +6,7 @@ import collections
 import gc
 import os
 import pickle
+import platform
 import resource
 import signal
 import threading
@@ -764,6 +765,42 @@ def test_idle_memory_is_given_back_to_the_kernel():
     _native.trim()
     assert procession.memory().idle == 0
     assert os.fstat(_native.arena_fd()).st_blocks < resident
+
+
+def huge_kilobytes():
+    """How much of the arena this process has mapped in huge pages."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("ShmemPmdMapped:"))
+
+
+def kernel_collapses():
+    """Tell whether this kernel makes huge pages when it is asked to: Linux from 6.1 on, built with them."""
+    version = tuple(int(part) for part in platform.release().split(".")[:2])
+    return version >= (6, 1) and Path("/sys/kernel/mm/transparent_hugepage").exists()
+
+
+@pytest.mark.parametrize("nbytes", [(24 << 20) + 24, (50 << 20) + 8])
+def test_what_is_used_often_is_in_huge_pages_and_as_it_was(nbytes):
+    """Also where the copy takes the way past the caches, whose streams the length is no multiple of."""
+    q = procession.Queue()
+    for n in range(100):
+        sent = np.arange(n, n + nbytes // 8)
+        q.put(sent)
+        got = q.get()
+        assert np.array_equal(got, sent)
+        del got
+        if huge_kilobytes() >= nbytes >> 10:
+            break
+    else:
+        assert not kernel_collapses()
+    # A small one that lies in the same memory, parts of it mapped for itself, and the kernel's taking it back.
+    array = procession.array(np.arange(nbytes // 8))
+    q.put(array)
+    array[:] = 0
+    assert np.array_equal(q.get(), np.arange(nbytes // 8))
+    _native.trim()
+    assert procession.memory().idle == 0
+    assert not procession.zeros(nbytes // 8).any()
 
 
 def test_memory_is_used_again():
