@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import os
 import signal
 import sys
 import threading
 import time
+import types
 
 import pytest
 
 import procession
 from procession._pool.errors import WorkerDiedError
 from procession._pool.insights import Insights, Ledger, SlowTask, WorkerInsights
+from procession._pool.stall import Stall
 
 
 def square(x):
@@ -360,7 +364,7 @@ def test_the_line_is_one_line_whatever_a_repr_says(told, wait_until) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.1, None])
-def test_nothing_is_told_when_nobody_waits_or_nobody_wants_to_know(seconds, told) -> None:
+def test_nothing_is_told_when_nobody_waits_or_nobody_wants_to_know(seconds, told, wait_until) -> None:
     event = procession.Event()
     with procession.Pool(1, take_gate, (event,), stall_report=seconds) as pool:
         job = pool.map_async(pass_gate, [5])
@@ -369,7 +373,26 @@ def test_nothing_is_told_when_nobody_waits_or_nobody_wants_to_know(seconds, told
         else:
             time.sleep(0.5)
         event.set()
+        wait_until(job.ready, "the result")  # who leaves before it waits for it
     assert told.lines() == []
+
+
+def test_who_comes_late_is_not_told_of_the_time_before(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    job = types.SimpleNamespace(waited_for=0)
+    table = types.SimpleNamespace(
+        scheduler=types.SimpleNamespace(inflight=[1], waiting=0), lock=contextlib.nullcontext(), members={}
+    )
+    stall = Stall(table, types.SimpleNamespace(streams=(), open=[job]), 30.0)
+    now = time.monotonic()
+    assert stall.tick(now, True) == 1.0
+    assert stall.tick(now + 100, True) == 1.0
+    job.waited_for = 1
+    assert stall.tick(now + 101, True) == 1.0
+    assert stall.tick(now + 130.5, True) == 0.5
+    assert sys.stderr.getvalue() == ""
+    stall.tick(now + 131, True)
+    assert sys.stderr.getvalue() == "procession: no task has finished for 131 s, 1 is with workers.\n"
 
 
 @pytest.mark.parametrize("call", WAITS)

@@ -59,8 +59,8 @@ class Pool(_std.Pool):
             deaths that cost no task count, and `max(4, 2 * processes)` are allowed.
         restart_period: Seconds.
         idle_timeout: After so many seconds without work the workers are let go, and started again when there is some.
-        stall_report: When somebody waits and nothing has finished for so many seconds, a line on stderr says which worker
-            does what since when, once. None: never.
+        stall_report: When somebody has waited and nothing has finished for so many seconds, a line on stderr says which
+            worker does what since when, once. None: never.
 
     Raises:
         ValueError: `processes` is less than 1, or `maxtasksperchild` no positive number.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Stall"]
 
-# When nothing goes on and nobody waits for it, somebody may begin to: so often is looked.
+# So often is looked whether somebody waits.
 _LOOK_S = 1.0
 # So many workers are described in the one line.
 _WORKERS = 8
@@ -26,7 +26,7 @@ class Stall:
     Args:
         table: Who is there and who has what.
         jobs: Who waits for what.
-        patience: Seconds without a result after which it is said; None for never.
+        patience: Seconds that somebody has waited without a result after which it is said; None for never.
 
     Attributes:
         last_answer: When there was a result last, or nothing to be done.
@@ -40,6 +40,7 @@ class Stall:
         self._jobs = jobs
         self._patience = patience
         self._said = self._was_busy = False
+        self._waited_since: float | None = None
 
     def answered(self) -> None:
         """There are results."""
@@ -56,18 +57,25 @@ class Stall:
         self._was_busy = busy
         if not busy:
             return self._patience
-        left = self.last_answer + self._patience - now
-        if left > 0:
-            return left
+        if not (self.joining or any(job.waited_for for job in list(self._jobs.open))):
+            self._waited_since = None
+        elif self._waited_since is None:
+            self._waited_since = now
         if self._said:
             return math.inf
-        if self.joining or any(job.waited_for for job in list(self._jobs.open)):
-            self._said = True
-            # There may be no stderr, or a closed one.
-            with contextlib.suppress(Exception):
-                sys.stderr.write(f"procession: {self.describe(now)}\n")
-                sys.stderr.flush()
-        return min(self._patience, _LOOK_S)
+        look = min(self._patience, _LOOK_S)
+        if self._waited_since is None:
+            return look
+        # Who comes late to what goes on for long waits in vain only from then on.
+        left = max(self._waited_since, self.last_answer) + self._patience - now
+        if left > 0:
+            return min(left, look)
+        self._said = True
+        # There may be no stderr, or a closed one.
+        with contextlib.suppress(Exception):
+            sys.stderr.write(f"procession: {self.describe(now)}\n")
+            sys.stderr.flush()
+        return look
 
     def describe(self, now: float) -> str:
         """Say in one line who does what since when."""
