@@ -6,8 +6,8 @@
 namespace procession::bind {
 namespace {
 
-// How the buffer protocol and numpy.dtype name the types whose arrays are described here. Others (structures, dates, text,
-// objects, another byte order, what has metadata) are pickled as NumPy does it.
+// How the buffer protocol and numpy.dtype name the types whose arrays are described here. Others (complex numbers, structures,
+// dates, text, objects, another byte order, what has metadata) are pickled as NumPy does it.
 constexpr char kLetters[] = "?bBhHiIlLqQefdg";
 
 struct Kind {
@@ -19,7 +19,7 @@ PyTypeObject* ndarray = nullptr;
 Kind kinds[std::size(kLetters)];
 PyObject *rebuild = nullptr, *reducer = nullptr, *order_f = nullptr, *zero = nullptr;
 struct {
-  PyObject *dtype, *shape, *copy;
+  PyObject *dtype, *shape;
 } names;
 
 /// False with an exception set.
@@ -27,14 +27,22 @@ bool load_numpy() noexcept {
   PyObject* type = import_from("numpy", "ndarray");
   PyObject* dtype = type == nullptr ? nullptr : import_from("numpy", "dtype");
   for (size_t i = 0; dtype != nullptr && kLetters[i] != '\0'; ++i) {
-    kinds[i].letter = PyUnicode_FromStringAndSize(&kLetters[i], 1);
-    kinds[i].dtype = kinds[i].letter == nullptr ? nullptr : PyObject_CallOneArg(dtype, kinds[i].letter);
+    Py_XSETREF(kinds[i].letter, PyUnicode_FromStringAndSize(&kLetters[i], 1));
+    Py_XSETREF(kinds[i].dtype, kinds[i].letter == nullptr ? nullptr : PyObject_CallOneArg(dtype, kinds[i].letter));
     if (kinds[i].dtype == nullptr) Py_CLEAR(dtype);
   }
-  const bool ok = dtype != nullptr && PyType_Check(type);
+  if (dtype == nullptr) Py_CLEAR(type);
   Py_XDECREF(dtype);
-  if (ok) ndarray = reinterpret_cast<PyTypeObject*>(type);
-  return ok;
+  ndarray = reinterpret_cast<PyTypeObject*>(type);
+  return ndarray != nullptr;
+}
+
+/// nullptr with an exception set when there is no such type.
+const Kind* kind_of(char letter) noexcept {
+  const char* at = letter == '\0' ? nullptr : std::strchr(kLetters, letter);
+  if (at != nullptr) return &kinds[at - kLetters];
+  PyErr_Format(PyExc_ValueError, "_array(): there is no type '%c'", letter);
+  return nullptr;
 }
 
 /// nullptr (no exception) when the array's type is none of those, or is more than its letter says.
@@ -62,19 +70,21 @@ PyObject* call_rebuild(PyObject* array, const Kind& kind, bool fortran) noexcept
 PyObject* reduce(PyObject*, PyObject* array) noexcept {
   Py_buffer view;
   const Kind* kind = nullptr;
-  bool c = false, fortran = false;
+  bool c = false, fortran = false, read_only = false;
   if (PyObject_GetBuffer(array, &view, PyBUF_RECORDS_RO) == 0) {
     kind = kind_of(array, view);
     c = PyBuffer_IsContiguous(&view, 'C') != 0;
     fortran = !c && PyBuffer_IsContiguous(&view, 'F') != 0;
+    read_only = view.readonly != 0 && !is_frozen(view);
     PyBuffer_Release(&view);
   }
-  if (PyErr_Occurred()) PyErr_Clear();  // NumPy knows what to do, or what to say
-  if (kind == nullptr) return PyObject_CallMethod(array, "__reduce_ex__", "i", 5);
-  if (c || fortran) return call_rebuild(array, *kind, fortran);
-  PyObject* copy = PyObject_CallMethodNoArgs(array, names.copy);
-  PyObject* r = copy == nullptr ? nullptr : call_rebuild(copy, *kind, false);
-  Py_XDECREF(copy);
+  PyErr_Clear();  // NumPy knows what to do, or what to say
+  const bool as_it_is = kind != nullptr ? c || fortran : !read_only;
+  PyObject* sent = as_it_is ? Py_NewRef(array) : PyObject_CallMethod(array, "copy", "s", kind != nullptr ? "C" : "K");
+  if (sent == nullptr) return nullptr;
+  PyObject* r =
+      kind != nullptr ? call_rebuild(sent, *kind, fortran) : PyObject_CallMethod(sent, "__reduce_ex__", "i", 5);
+  Py_DECREF(sent);
   return r;
 }
 
@@ -83,12 +93,21 @@ PyObject* call_ndarray(PyObject* shape, const Kind& kind, PyObject* buffer, bool
                                       fortran ? order_f : Py_None, nullptr);
 }
 
+/// What has been sent is the receiver's own, also where the sender's array was read-only: a copy, unless all see the same memory.
 /// Takes over the reference, returns one.
-PyObject* forbid_writes(PyObject* array) noexcept {
-  PyObject* r = PyObject_CallMethod(array, "setflags", "i", 0);
-  if (r == nullptr) Py_CLEAR(array);
-  Py_XDECREF(r);
-  return array;
+PyObject* writable(PyObject* array) noexcept {
+  Py_buffer view;
+  if (array == nullptr) return nullptr;
+  if (PyObject_GetBuffer(array, &view, PyBUF_ANY_CONTIGUOUS) != 0) {
+    Py_DECREF(array);
+    return nullptr;
+  }
+  const bool keep = view.readonly == 0 || is_frozen(view);
+  PyBuffer_Release(&view);
+  if (keep) return array;
+  PyObject* own = PyObject_CallMethod(array, "copy", "s", "K");  // the order of its elements too
+  Py_DECREF(array);
+  return own;
 }
 
 /// _array(buffer, shape, letter, fortran)
@@ -99,13 +118,8 @@ PyObject* rebuild_array(PyObject*, PyObject* const* args, Py_ssize_t nargs) noex
   }
   if (ndarray == nullptr && !load_numpy()) return nullptr;
   const char* letter = PyUnicode_Check(args[2]) ? PyUnicode_AsUTF8(args[2]) : "";
-  if (letter == nullptr) return nullptr;
-  const char* at = letter[0] == '\0' || letter[1] != '\0' ? nullptr : std::strchr(kLetters, *letter);
-  if (at == nullptr) {
-    PyErr_Format(PyExc_ValueError, "_array(): there is no type %R", args[2]);
-    return nullptr;
-  }
-  return call_ndarray(args[1], kinds[at - kLetters], args[0], args[3] == Py_True);
+  const Kind* kind = letter == nullptr ? nullptr : kind_of(*letter);
+  return kind == nullptr ? nullptr : writable(call_ndarray(args[1], *kind, args[0], args[3] == Py_True));
 }
 
 PyMethodDef reduce_method = {"_reduce_array", reduce, METH_O, nullptr};
@@ -132,7 +146,8 @@ PyObject* array_reducer(PyObject* type) noexcept {
 }
 
 bool describe_array(PyObject* v, ArrayForm* form, Py_buffer* view) noexcept {
-  if (array_reducer(reinterpret_cast<PyObject*>(Py_TYPE(v))) == nullptr) return false;
+  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(v));
+  if (array_reducer(type) == nullptr || has_reducer(type)) return false;
   if (PyObject_GetBuffer(v, view, PyBUF_RECORDS_RO) != 0) {
     PyErr_Clear();
     return false;
@@ -145,7 +160,6 @@ bool describe_array(PyObject* v, ArrayForm* form, Py_buffer* view) noexcept {
   }
   form->letter = kLetters[kind - kinds];
   form->fortran = !c;
-  form->read_only = view->readonly != 0;
   form->dimensions = static_cast<u8>(view->ndim);
   for (int i = 0; i < view->ndim; ++i) form->shape[i] = view->shape[i];
   return true;
@@ -160,11 +174,11 @@ PyObject* make_array(const ArrayForm& form, PyObject* buffer) noexcept {
     else PyTuple_SET_ITEM(shape, i, n);
   }
   if (shape == nullptr) return nullptr;
-  PyObject* array = call_ndarray(shape, kinds[std::strchr(kLetters, form.letter) - kLetters],
-                                 buffer == nullptr ? Py_None : buffer, form.fortran);
+  const Kind* kind = kind_of(form.letter);
+  PyObject* array =
+      kind == nullptr ? nullptr : call_ndarray(shape, *kind, buffer == nullptr ? Py_None : buffer, form.fortran);
   Py_DECREF(shape);
-  if (array == nullptr || buffer == nullptr || !form.read_only) return array;
-  return forbid_writes(array);
+  return array;
 }
 
 PyObject* copy_array(const ArrayForm& form, const char* data, u64 n) noexcept {
@@ -177,16 +191,15 @@ PyObject* copy_array(const ArrayForm& form, const char* data, u64 n) noexcept {
   }
   std::memcpy(view.buf, data, std::min(n, static_cast<u64>(view.len)));
   PyBuffer_Release(&view);
-  return form.read_only ? forbid_writes(array) : array;
+  return array;
 }
 
 bool add_array_functions(PyObject* module) noexcept {
-  names = {PyUnicode_InternFromString("dtype"), PyUnicode_InternFromString("shape"),
-           PyUnicode_InternFromString("copy")};
+  names = {PyUnicode_InternFromString("dtype"), PyUnicode_InternFromString("shape")};
   reducer = PyCFunction_New(&reduce_method, nullptr);
   order_f = PyUnicode_InternFromString("F");
   zero = PyLong_FromLong(0);
-  if (names.dtype == nullptr || names.shape == nullptr || names.copy == nullptr) return false;
+  if (names.dtype == nullptr || names.shape == nullptr) return false;
   if (reducer == nullptr || order_f == nullptr || zero == nullptr) return false;
   return PyModule_AddFunctions(module, functions) == 0 &&
          (rebuild = PyObject_GetAttrString(module, "_array")) != nullptr;

@@ -4,7 +4,7 @@
 
 #include "procession/cells.hpp"
 
-#include "handle.hpp"
+#include "codec.hpp"
 
 namespace procession::bind {
 namespace {
@@ -96,13 +96,6 @@ PyObject* run_items(PyObject*, PyObject* const* args, Py_ssize_t nargs) noexcept
 /// What a worker's cells say; `procession/_pool/messages.py` has the same names.
 enum : Py_ssize_t { kSeqCell, kIndexCell, kCancelCell, kRunningCell, kUnansweredCell, kCells };
 constexpr long kItem = 2, kValue = 0;  // kinds of messages
-
-/// Does the copy of this value run nobody's code?
-bool is_plain(PyObject* v) noexcept {
-  PyTypeObject* t = Py_TYPE(v);
-  return t == &PyLong_Type || t == &PyFloat_Type || t == &PyUnicode_Type || t == &PyBytes_Type || t == &PyBool_Type ||
-         v == Py_None;
-}
 
 i64 precise_ns() noexcept {
   timespec t;

@@ -10,29 +10,29 @@ namespace procession::bind {
 namespace {
 
 bool main_by_value = false;
-PyObject* payload_type = nullptr;  // once its module has been imported
-PyObject* spare_list = nullptr;    // for the handles of the next pickle
+PyObject* spare_list = nullptr;  // for the handles of the next pickle
 
 }  // namespace
+
+bool is_plain(PyObject* v) noexcept {
+  PyTypeObject* t = Py_TYPE(v);
+  return t == &PyLong_Type || t == &PyFloat_Type || t == &PyUnicode_Type || t == &PyBytes_Type || t == &PyBool_Type ||
+         v == Py_None;
+}
 
 // --- compact form -------------------------------------------------------------------------------------------------------
 //
 // One letter a value, then its bytes, little-endian. Only objects whose type is exactly one of the letters' below: an
 // instance of a subclass, or anything else, makes the writer give up, and the value is pickled as a whole.
-// A list, dict or set that occurs twice (or in itself) must arrive as one object: the writer gives up there too.
+// A list or dict that occurs twice (or in itself) must arrive as one object: the writer gives up there too.
 //
 //   N None | T True | F False | i 8-byte int | b 1-byte int | j u16 long int | d 8-byte float
 //   a u16 ASCII text | s u16 text | y u16 bytes | t u16 tuple | l u16 list | m u16 dict
-//   A an array: its form, then u16 bytes or a segment
+//   A an array: its form, then u16 bytes, a segment, or x and the u64 number of a payload's segment
+//   R u16: the array of that number, once more
 //   P a payload without handles: bytes, u16 segments, each arena, block, generation, offset, length
 
 namespace {
-
-/// Borrowed; nullptr with an exception set.
-PyObject* payload_class() noexcept {
-  if (payload_type == nullptr) Py_XDECREF(PyImport_ImportModule("procession._wire.payload"));  // which says what it is
-  return payload_type;
-}
 
 struct SegmentEntry {
   u64 arena, offset, length;
@@ -49,19 +49,23 @@ SegmentEntry entry_of(PyObject* segment, u64 offset, u64 length) noexcept {
 
 class CompactWriter {
  public:
-  explicit CompactWriter(Encoded& e) noexcept
-      : e_(e), at_(e.buffer_), begin_(e.buffer_), end_(e.buffer_ + sizeof e.buffer_) {}
+  /// The segments of large arrays become handles of the message; or go into the list `beside`.
+  explicit CompactWriter(Encoded& e, PyObject* beside = nullptr) noexcept
+      : e_(e), at_(e.buffer_), begin_(e.buffer_), end_(e.buffer_ + sizeof e.buffer_), beside_(beside) {}
+  CompactWriter(const CompactWriter&) = delete;
+  CompactWriter& operator=(const CompactWriter&) = delete;
+  ~CompactWriter() {
+    for (Large& large : large_) PyBuffer_Release(&large.view);
+    for (int i = 0; i < arrays_; ++i) Py_DECREF(array_[i]);
+    for (int i = 0; i < payloads_; ++i) Py_DECREF(payload_[i]);
+  }
 
   /// The value as a whole; on failure nothing has been done to it. An exception is set only where the memory for its arrays
   /// is not to be had.
   bool write_all(PyObject* v) noexcept {
     const bool ok = write(v, 0) && place_arrays();
     if (!ok) Py_CLEAR(e_.handles_);
-    for (int i = 0; ok && i < payloads_; ++i) {
-      PyObject* r = PyObject_CallMethod(payload_[i], "given", nullptr);
-      if (r == nullptr) PyErr_Clear();
-      Py_XDECREF(r);
-    }
+    for (int i = 0; ok && i < payloads_; ++i) payload_given(payload_[i]);
     return ok;
   }
 
@@ -85,14 +89,8 @@ class CompactWriter {
     if (t == &PyBool_Type) return fixed(v == Py_True ? 'T' : 'F', nullptr, 0);
     if (t == &PyBytes_Type) return bytes('y', PyBytes_AS_STRING(v), PyBytes_GET_SIZE(v));
     if (depth > kDepth) return false;
-    ArrayForm form;
-    Py_buffer view;
-    if (describe_array(v, &form, &view)) {
-      const bool ok = once(v) && write_array(v, form, view);
-      PyBuffer_Release(&view);
-      return ok;
-    }
-    if (payload_type != nullptr && reinterpret_cast<PyObject*>(t) == payload_type) return write_payload(v);
+    if (array_reducer(reinterpret_cast<PyObject*>(t)) != nullptr) return write_array(v);
+    if (is_payload(v)) return beside_ == nullptr && write_payload(v);
     if (t == &PyTuple_Type) {
       const Py_ssize_t n = PyTuple_GET_SIZE(v);
       if (!count('t', n)) return false;
@@ -121,8 +119,8 @@ class CompactWriter {
 
   /// A payload of a pickle and its buffers' segments.
   bool write_parts(PyObject* data, PyObject* placed) noexcept {
-    return fixed('P', nullptr, 0) && bytes('y', PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)) &&
-           write_segments(placed);
+    return make_room(PyBytes_GET_SIZE(data) + 4) && fixed('P', nullptr, 0) &&
+           bytes('y', PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)) && write_segments(placed);
   }
 
   /// What has been written is what is sent.
@@ -133,10 +131,10 @@ class CompactWriter {
   }
 
  private:
-  static constexpr int kDepth = 8, kContainers = 16;
+  static constexpr int kDepth = 8, kPayloads = 16, kContainers = 256, kArrays = 256;
 
   bool fixed(char letter, const void* data, size_t n) noexcept {
-    if (static_cast<size_t>(end_ - at_) < n + 1) return false;
+    if (!has_room(static_cast<Py_ssize_t>(n + 1))) return false;
     *at_++ = letter;
     if (n != 0) std::memcpy(at_, data, n);
     at_ += n;
@@ -149,7 +147,7 @@ class CompactWriter {
   }
 
   bool bytes(char letter, const char* data, Py_ssize_t n) noexcept {
-    if (end_ - at_ < n + 3) return false;
+    if (n > UINT16_MAX || !has_room(n + 3)) return false;
     *at_++ = letter;
     const u16 n16 = static_cast<u16>(n);
     std::memcpy(at_, &n16, sizeof n16);
@@ -172,7 +170,7 @@ class CompactWriter {
   /// Two's complement, as int.to_bytes(…, 'little', signed=True).
   bool write_long(PyObject* v) noexcept {
     const size_t n = _PyLong_NumBits(v) / 8 + 1;
-    if (n > UINT16_MAX || static_cast<size_t>(end_ - at_) < n + 3) return false;
+    if (n > UINT16_MAX || !has_room(static_cast<Py_ssize_t>(n + 3))) return false;
     *at_++ = 'j';
     const u16 n16 = static_cast<u16>(n);
     std::memcpy(at_, &n16, sizeof n16);
@@ -188,37 +186,56 @@ class CompactWriter {
   }
 
   bool write_payload(PyObject* v) noexcept {
-    PyObject* data = PyObject_GetAttrString(v, "data");
-    PyObject* buffers = PyObject_GetAttrString(v, "buffers");
-    PyObject* handles = PyObject_GetAttrString(v, "handles");
-    const bool plain = data != nullptr && buffers != nullptr && handles != nullptr && PyBytes_CheckExact(data) &&
-                       PyList_CheckExact(buffers) && PyObject_Size(handles) == 0 && payloads_ < kContainers;
-    const bool ok = plain && write_parts(data, buffers);
-    Py_XDECREF(data);
-    Py_XDECREF(buffers);
-    Py_XDECREF(handles);
-    if (ok) payload_[payloads_++] = v;
-    if (PyErr_Occurred()) PyErr_Clear();
-    return ok;
-  }
-
-  bool write_array(PyObject* v, const ArrayForm& form, const Py_buffer& view) noexcept {
-    const char head[] = {form.letter, form.fortran, form.read_only, static_cast<char>(form.dimensions)};
-    const u64 shape = form.dimensions * sizeof form.shape[0];
-    if (!fixed('A', head, sizeof head) || !fixed('g', form.shape, shape)) return false;
-    if (view.len < kLeastOutside)
-      return make_room(view.len + 3) && bytes('y', static_cast<const char*>(view.buf), view.len);
-    const SegmentEntry later{};
-    if (!fixed('g', &later, sizeof later)) return false;
-    array_[arrays_++] = {v, at_ - sizeof later - begin_};
+    const Payload* p = reinterpret_cast<Payload*>(v);
+    const bool has_handles = p->handles != nullptr && PyObject_Size(p->handles) != 0;
+    if (has_handles || p->buffers == nullptr || payloads_ == kPayloads || !write_parts(p->data, p->buffers)) {
+      if (PyErr_Occurred()) PyErr_Clear();
+      return false;
+    }
+    payload_[payloads_++] = Py_NewRef(v);
     return true;
   }
 
-  /// For the elements of an array; what is no array is better off with pickle when it is long.
+  bool write_array(PyObject* v) noexcept {
+    for (u16 i = 0; i < arrays_; ++i) {
+      if (array_[i] == v) return make_room(3) && fixed('R', &i, sizeof i);
+    }
+    ArrayForm form;
+    Py_buffer view;
+    if (arrays_ == kArrays || !describe_array(v, &form, &view)) return false;
+    array_[arrays_++] = Py_NewRef(v);
+    const bool large = view.len >= kLeastOutside || is_frozen(view);
+    if (write_array(form, view, large) && (!large || large_.push({view, at_ - begin_ - entry_size()}))) {
+      if (!large) PyBuffer_Release(&view);
+      return true;
+    }
+    PyBuffer_Release(&view);
+    return false;
+  }
+
+  bool write_array(const ArrayForm& form, const Py_buffer& view, bool large) noexcept {
+    const char head[] = {form.letter, form.fortran, static_cast<char>(form.dimensions)};
+    const u64 shape = form.dimensions * sizeof form.shape[0];
+    const Py_ssize_t size = large ? entry_size() : 2 + view.len;
+    if (!make_room(static_cast<Py_ssize_t>(3 + sizeof head + shape) + size)) return false;
+    fixed('A', head, sizeof head);
+    fixed('g', form.shape, shape);
+    if (!large) return bytes('y', static_cast<const char*>(view.buf), view.len);
+    const SegmentEntry later{};
+    return fixed(beside_ != nullptr ? 'x' : 'g', &later, static_cast<size_t>(size));
+  }
+
+  /// What is said of a segment.
+  Py_ssize_t entry_size() const noexcept { return beside_ != nullptr ? sizeof(u64) : sizeof(SegmentEntry); }
+
+  /// What is neither an array nor beside one is better off with pickle when it is long.
+  bool has_room(Py_ssize_t n) noexcept { return end_ - at_ >= n || (beside_ != nullptr && make_room(n)); }
+
   bool make_room(Py_ssize_t n) noexcept {
     constexpr Py_ssize_t kMost = 128 << 10;
     if (end_ - at_ >= n) return true;
-    const Py_ssize_t had = at_ - begin_, capacity = had + n + Encoded::kCompactMax;
+    const Py_ssize_t had = at_ - begin_;
+    const Py_ssize_t capacity = std::max(had + n + Encoded::kCompactMax, std::min(2 * had, kMost));
     PyObject* room = capacity <= kMost ? PyBytes_FromStringAndSize(nullptr, capacity) : nullptr;
     if (room == nullptr) return false;
     std::memcpy(PyBytes_AS_STRING(room), begin_, static_cast<size_t>(had));
@@ -229,30 +246,47 @@ class CompactWriter {
     return true;
   }
 
-  /// Large arrays, once all else is written: to copy them for nothing would be dear.
+  /// Large arrays, once all else is written: to copy them for nothing would be dear. Other threads run meanwhile.
   bool place_arrays() noexcept {
-    for (int i = 0; i < arrays_; ++i) {
-      u64 offset = 0, length = 0;
-      PyObject* segment = place_buffer(array_[i].array, &offset, &length);
+    for (const Large& large : large_) {
+      u64 offset = 0;
+      PyObject* segment = place_view(large.view, &offset);
       if (segment == nullptr) return false;
-      const SegmentEntry entry = entry_of(segment, offset, length);
-      std::memcpy(begin_ + array_[i].at, &entry, sizeof entry);
-      const bool ok = e_.hold_handle(segment);
-      Py_DECREF(segment);
-      if (!ok) return false;
+      const u64 length = static_cast<u64>(large.view.len);
+      if (!(beside_ != nullptr ? put_beside(segment, offset, length, begin_ + large.at)
+                               : put_inside(segment, offset, length, begin_ + large.at)))
+        return false;
     }
     return true;
   }
 
+  /// Takes over the reference, as the next does.
+  bool put_inside(PyObject* segment, u64 offset, u64 length, char* to) noexcept {
+    const SegmentEntry entry = entry_of(segment, offset, length);
+    std::memcpy(to, &entry, sizeof entry);
+    const bool ok = e_.hold_handle(segment);
+    Py_DECREF(segment);
+    return ok;
+  }
+
+  bool put_beside(PyObject* segment, u64 offset, u64 length, char* to) noexcept {
+    const u64 number = static_cast<u64>(PyList_GET_SIZE(beside_));
+    std::memcpy(to, &number, sizeof number);
+    PyObject* part =
+        Py_BuildValue("NKK", segment, static_cast<unsigned long long>(offset), static_cast<unsigned long long>(length));
+    const bool ok = part != nullptr && PyList_Append(beside_, part) == 0;
+    Py_XDECREF(part);
+    return ok;
+  }
+
   bool write_segments(PyObject* buffers) noexcept {
-    if (!count('l', PyList_GET_SIZE(buffers))) return false;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(buffers); ++i) {
-      PyObject* segment = nullptr;
-      unsigned long long offset = 0, length = 0;
-      if (!PyArg_ParseTuple(PyList_GET_ITEM(buffers, i), "O!KK", segment_class(), &segment, &offset, &length))
-        return false;
-      if (!check_handle(reinterpret_cast<Handle*>(segment))) return false;
-      const SegmentEntry entry = entry_of(segment, offset, length);
+    const Py_ssize_t n = PyList_GET_SIZE(buffers);
+    if (!make_room(3 + n * static_cast<Py_ssize_t>(1 + sizeof(SegmentEntry))) || !count('l', n)) return false;
+    for (Py_ssize_t i = 0; i < n; ++i) {
+      Part part;
+      if (!parse_part(PyList_GET_ITEM(buffers, i), &part)) return false;
+      PyObject* segment = reinterpret_cast<PyObject*>(part.segment);
+      const SegmentEntry entry = entry_of(segment, part.offset, part.length);
       if (!fixed('g', &entry, sizeof entry) || !e_.hold_handle(segment)) return false;
     }
     return true;
@@ -273,20 +307,32 @@ class CompactWriter {
   char* end_;
   PyObject* container_[kContainers];
   int containers_ = 0;
-  PyObject* payload_[kContainers];
+  PyObject* payload_[kPayloads];
   int payloads_ = 0;
-  struct {
-    PyObject* array;
-    Py_ssize_t at;  ///< where its SegmentEntry is to go
-  } array_[kContainers];
-  int arrays_ = 0;
+  PyObject* array_[kArrays];
+  u16 arrays_ = 0;
+  struct Large {
+    Py_buffer view;  ///< as it was when its form was written; another thread cannot change that while this is held
+    Py_ssize_t at;   ///< where it is to be said which segment it is in
+  };
+  Buffer<Large> large_;
+  PyObject* beside_;
 };
 
 namespace {
 
+/// What an object uses in place, of a payload's buffers.
+PyObject* view_part(PyObject* buffers, Py_ssize_t i) noexcept {
+  Part part;
+  if (!parse_part(PyList_GET_ITEM(buffers, i), &part)) return nullptr;
+  return view_segment(Py_NewRef(reinterpret_cast<PyObject*>(part.segment)), part.offset, part.length);
+}
+
 class CompactReader {
  public:
-  CompactReader(const char* data, u64 len) noexcept : at_(data), end_(data + len) {}
+  /// `buffers`: the segments that are beside it, a list of (segment, offset, length).
+  CompactReader(const char* data, u64 len, PyObject* buffers = nullptr) noexcept
+      : at_(data), end_(data + len), buffers_(buffers) {}
 
   /// Of a message that is a payload: what Payload.load() returns.
   PyObject* load() noexcept {
@@ -373,7 +419,15 @@ class CompactReader {
         }
         return v;
       }
-      case 'A': return read_array();
+      case 'A': {
+        PyObject* v = read_array();
+        if (arrays_ < static_cast<int>(std::size(array_))) array_[arrays_++] = v;
+        return v;
+      }
+      case 'R': {
+        const u16 i = get<u16>();
+        return i < arrays_ ? Py_NewRef(array_[i]) : damaged();
+      }
       case 'P': return read_payload();
       default: return damaged();
     }
@@ -396,11 +450,10 @@ class CompactReader {
 
   PyObject* read_array() noexcept {
     ArrayForm form{};
-    const auto head = get<std::array<char, 4>>();
+    const auto head = get<std::array<char, 3>>();
     form.letter = head[0];
     form.fortran = head[1] != 0;
-    form.read_only = head[2] != 0;
-    form.dimensions = static_cast<u8>(head[3]);
+    form.dimensions = static_cast<u8>(head[2]);
     ++at_;  // 'g'
     if (form.dimensions > kMostDimensions || end_ - at_ < form.dimensions * static_cast<Py_ssize_t>(sizeof(i64)) + 1)
       return damaged();
@@ -412,7 +465,8 @@ class CompactReader {
       at_ += n;
       return at_ > end_ ? damaged() : copy_array(form, p, n);
     }
-    PyObject* segment = read_segment(view_segment);
+    --at_;
+    PyObject* segment = *at_++ == 'x' ? buffer(get<u64>()) : read_segment(view_segment);
     PyObject* array = segment == nullptr ? nullptr : make_array(form, segment);
     Py_XDECREF(segment);
     return array;
@@ -430,11 +484,16 @@ class CompactReader {
       return Py_BuildValue("(NKK)", segment, static_cast<unsigned long long>(offset),
                            static_cast<unsigned long long>(n));
     });
-    PyObject* cls = buffers == nullptr ? nullptr : payload_class();
-    PyObject* payload = cls == nullptr ? nullptr : PyObject_CallFunctionObjArgs(cls, data, buffers, nullptr);
+    PyObject* payload = buffers == nullptr ? nullptr : make_payload(data, buffers);
     Py_XDECREF(data);
     Py_XDECREF(buffers);
     return payload;
+  }
+
+  /// Of a payload: what an array uses in place.
+  PyObject* buffer(u64 number) noexcept {
+    if (buffers_ == nullptr || number >= static_cast<u64>(PyList_GET_SIZE(buffers_))) return damaged();
+    return view_part(buffers_, static_cast<Py_ssize_t>(number));
   }
 
   template <class T>
@@ -452,13 +511,14 @@ class CompactReader {
 
   const char* at_;
   const char* end_;
+  PyObject* buffers_;
+  PyObject* array_[256];  // borrowed: what is being read has them
+  int arrays_ = 0;
 };
 
 }  // namespace
 
 void set_main_by_value(bool on) noexcept { main_by_value = on; }
-
-void set_payload_class(PyObject* type) noexcept { Py_XSETREF(payload_type, Py_NewRef(type)); }
 
 bool Encoded::hold(PyObject* bytes, Coding coding) noexcept {
   Py_XSETREF(keep_, bytes);
@@ -520,8 +580,7 @@ bool Encoded::hold_with(PyObject* data, PyObject* buffers) noexcept {
     w.done(Coding::kPayload);
   } else {
     Py_CLEAR(handles_);
-    PyObject* cls = payload_class();
-    PyObject* payload = cls == nullptr ? nullptr : PyObject_CallFunctionObjArgs(cls, data, placed, nullptr);
+    PyObject* payload = make_payload(data, placed);
     ok = payload != nullptr && hold_payload(payload);
   }
   Py_DECREF(data);
@@ -637,5 +696,138 @@ PyObject* decode(u8 coding, const void* data, u64 len, PyObject* whole) noexcept
   PyErr_SetString(PyExc_SystemError, "procession: a message of an unknown kind; this is a bug, please report it");
   return nullptr;
 }
+
+PyObject* unpack(PyObject* data, PyObject* buffers) noexcept {
+  const char* p = PyBytes_AS_STRING(data);
+  const Py_ssize_t n = PyBytes_GET_SIZE(data);
+  const bool is_pickle = static_cast<unsigned char>(*p) == 0x80;
+  if (!is_pickle) return is_numbers(*p) ? unpack_numbers(p, n) : CompactReader(p, static_cast<u64>(n), buffers).read();
+  if (buffers == nullptr) return unpickle(data, nullptr);
+  PyObject* views = PyList_New(PyList_GET_SIZE(buffers));
+  for (Py_ssize_t i = 0; views != nullptr && i < PyList_GET_SIZE(buffers); ++i) {
+    PyObject* view = view_part(buffers, i);
+    if (view == nullptr) Py_CLEAR(views);
+    else PyList_SET_ITEM(views, i, view);
+  }
+  PyObject* value = views == nullptr ? nullptr : unpickle(data, views);
+  Py_XDECREF(views);
+  return value;
+}
+
+// --- for the pool -------------------------------------------------------------------------------------------------------
+
+namespace {
+
+/// Of a value of which all is in the compact form: its bytes, or a payload.
+PyObject* packed(CompactWriter& w, const Encoded& e, PyObject* beside) noexcept {
+  w.done(Coding::kCompact);
+  const Outgoing out = e.outgoing();
+  PyObject* data = PyBytes_FromStringAndSize(static_cast<const char*>(out.data), out.len);
+  if (data == nullptr || PyList_GET_SIZE(beside) == 0) return data;
+  PyObject* payload = make_payload(data, beside);
+  Py_DECREF(data);
+  return payload;
+}
+
+/// Whether there is an array where there would be one: among the first of the parts. An attempt for nothing costs as much as pickle.
+bool seems_to_hold_arrays(PyObject* v, int depth) noexcept {
+  constexpr Py_ssize_t kParts = 8;
+  if (array_reducer(reinterpret_cast<PyObject*>(Py_TYPE(v))) != nullptr) return true;
+  if (depth == 3) return false;
+  if (PyDict_CheckExact(v)) {
+    PyObject *key, *value;
+    Py_ssize_t at = 0;
+    for (Py_ssize_t i = 0; i < kParts && PyDict_Next(v, &at, &key, &value); ++i) {
+      if (seems_to_hold_arrays(value, depth + 1)) return true;
+    }
+    return false;
+  }
+  if (!PyTuple_CheckExact(v) && !PyList_CheckExact(v)) return false;
+  for (Py_ssize_t i = 0; i < std::min(kParts, PySequence_Fast_GET_SIZE(v)); ++i) {
+    if (seems_to_hold_arrays(PySequence_Fast_GET_ITEM(v, i), depth + 1)) return true;
+  }
+  return false;
+}
+
+PyObject* pack(PyObject*, PyObject* value) noexcept {
+  PyObject* numbers = pack_numbers(value);
+  if (numbers != nullptr || PyErr_Occurred()) return numbers;
+  if (!seems_to_hold_arrays(value, 0)) Py_RETURN_NONE;
+  PyObject* beside = PyList_New(0);
+  if (beside == nullptr) return nullptr;
+  Encoded e;
+  CompactWriter w(e, beside);
+  PyObject* r = nullptr;
+  if (w.write_all(value)) {
+    r = packed(w, e, beside);
+  } else if (!PyErr_Occurred()) {
+    r = Py_NewRef(Py_None);
+  }
+  Py_DECREF(beside);
+  return r;
+}
+
+/// How much memory a value takes beside a message that it is in; -1 when to copy it may run somebody's code.
+i64 weight(PyObject* v, int depth) noexcept {
+  if (is_plain(v)) return 0;
+  ArrayForm form;
+  Py_buffer view;
+  if (describe_array(v, &form, &view)) {
+    const bool beside = view.len >= kLeastOutside && !is_frozen(view);
+    const i64 n = beside ? view.len : 0;
+    PyBuffer_Release(&view);
+    return n;
+  }
+  if (depth != 0 || !PyTuple_CheckExact(v) || PyTuple_GET_SIZE(v) > 8) return -1;
+  i64 sum = 0;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(v); ++i) {
+    const i64 n = weight(PyTuple_GET_ITEM(v, i), 1);
+    if (n < 0) return n;
+    sum += n;
+  }
+  return sum;
+}
+
+PyObject* weigh(PyObject*, PyObject* value) noexcept { return PyLong_FromLongLong(weight(value, 0)); }
+
+PyObject* py_unpack(PyObject*, PyObject* data) noexcept {
+  if (PyBytes_CheckExact(data)) return unpack(data, nullptr);
+  return PyErr_Format(PyExc_TypeError, "_unpack() takes bytes, not %s", Py_TYPE(data)->tp_name);
+}
+
+PyObject* py_set_main_by_value(PyObject*, PyObject* arg) noexcept {
+  const int on = PyObject_IsTrue(arg);
+  if (on < 0) return nullptr;
+  set_main_by_value(on != 0);
+  Py_RETURN_NONE;
+}
+PyObject* py_pickle_beside(PyObject*, PyObject* args) noexcept {
+  PyObject *value, *buffers = nullptr;
+  Py_ssize_t least = kLeastOutside;
+  if (!PyArg_ParseTuple(args, "O|n", &value, &least)) return nullptr;
+  PyObject* data = procession::bind::pickle(value, least, &buffers);
+  if (data == nullptr) return nullptr;
+  return buffers != nullptr ? Py_BuildValue("NN", data, buffers) : Py_BuildValue("N()", data);
+}
+PyMethodDef functions[] = {
+    {"_pack", pack, METH_O,
+     "_pack(value) -> bytes | Payload | None\n--\n\nPack a list of ints of 64 bits or of floats, or what has NumPy "
+     "arrays in it, at most 256 of them, and otherwise little; None for anything else."},
+    {"_unpack", py_unpack, METH_O, "_unpack(bytes)\n--\n\nReturn what _pack() packed, or was pickled."},
+    {"_weigh", weigh, METH_O,
+     "_weigh(value) -> int\n--\n\nHow many bytes a value takes beside the message that it is a part of; -1 unless it "
+     "is plain: numbers, text, bytes, NumPy arrays of numbers and short tuples of those, whose copy runs nobody's "
+     "code."},
+    {"pickle_beside", py_pickle_beside, METH_VARARGS,
+     "pickle_beside(obj, least=65536) -> (bytes, buffers)\n\nPickle as a queue does; buffers of `least` bytes and more "
+     "are "
+     "left out."},
+    {"set_main_by_value", py_set_main_by_value, METH_O, "Whether queues send what is defined in __main__ by value."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+}  // namespace
+
+bool add_codec_functions(PyObject* module) noexcept { return PyModule_AddFunctions(module, functions) == 0; }
 
 }  // namespace procession::bind

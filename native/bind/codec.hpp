@@ -56,8 +56,33 @@ PyObject* decode(u8 coding, const void* data, u64 len, PyObject* whole) noexcept
 /// holder of what is sent away. Its block; 0 if there are none, or with an exception set.
 u32 load(Encoded& e, View* v, u32 parent) noexcept;
 
-/// What procession._wire.payload calls Payload.
-void set_payload_class(PyObject* type) noexcept;
+/// The copy of a number, text, bytes or None runs nobody's code.
+bool is_plain(PyObject* v) noexcept;
+
+/// A pickle (or what _pack() makes), and what lies beside it: see its docstring.
+struct Payload {
+  PyObject ob_base;
+  PyObject* data;     ///< bytes
+  PyObject* buffers;  ///< a list of (segment, offset, length); nullptr when it has been given away
+  PyObject* handles;  ///< a sequence; nullptr when there are none
+  bool lasting;
+};
+bool is_payload(PyObject* v) noexcept;
+/// A new reference.
+PyObject* make_payload(PyObject* data, PyObject* buffers) noexcept;
+/// It is on its way.
+void payload_given(PyObject* payload) noexcept;
+
+/// One of a payload's buffers; the segment is borrowed.
+struct Part {
+  SegmentObject* segment;
+  u64 offset, length;
+};
+/// False with an exception set.
+bool parse_part(PyObject* part, Part* into) noexcept;
+
+/// The value that bytes, a pickle or what _pack() makes, stand for, with a payload's buffers; nullptr if there are none.
+PyObject* unpack(PyObject* data, PyObject* buffers) noexcept;
 
 /// When true, what pickle would name in __main__ travels by value: spawned children cannot import it (a notebook, -c).
 void set_main_by_value(bool on) noexcept;

@@ -54,9 +54,12 @@ bool isolate(SegmentObject* s) noexcept;
 /// A segment has been unpickled: make it this process's own where others hold it too. Takes over the reference, returns one.
 PyObject* segment_received(PyObject* self) noexcept;
 
+/// Whether a contiguous buffer's bytes are a segment's that nobody writes to any more.
+bool is_frozen(const Py_buffer& view) noexcept;
+
 /// The segment (a new reference) that has a contiguous buffer's bytes and will keep them: where they lie, or a copy. What this
 /// process writes from now on, others do not see.
-PyObject* place_buffer(PyObject* buffer, u64* offset, u64* n) noexcept;
+PyObject* place_view(const Py_buffer& from, u64* offset) noexcept;
 /// The same for each of a list: (segment, offset, nbytes).
 PyObject* place_all(PyObject* buffers) noexcept;
 /// An object whose buffer is a part of a segment, whose reference is taken over.
@@ -172,7 +175,8 @@ bool add_cells_type(PyObject* module) noexcept;
 bool add_queue_types(PyObject* module) noexcept;
 bool add_segment_type(PyObject* module) noexcept;
 bool add_locked_attribute_type(PyObject* module) noexcept;
-bool add_number_functions(PyObject* module) noexcept;
+bool add_codec_functions(PyObject* module) noexcept;
+bool add_payload_type(PyObject* module) noexcept;
 bool add_array_functions(PyObject* module) noexcept;
 bool add_dormant_functions(PyObject* module) noexcept;
 bool add_type(PyObject* module, PyType_Spec* spec, PyTypeObject** type, PyTypeObject* base = nullptr) noexcept;

@@ -326,7 +326,7 @@ void exit_dealloc(PyObject* c) noexcept { Py_DECREF(lock_of_exit(c)); }
 
 PyTypeObject make_callable_type(const char* name, destructor dealloc) noexcept {
   PyTypeObject t{};
-  t.ob_base.ob_base.ob_refcnt = 1;
+  t.ob_base = PyVarObject{PyObject_HEAD_INIT(nullptr) 0};
   t.tp_name = name;
   t.tp_basicsize = sizeof(Callable);
   t.tp_dealloc = dealloc;
@@ -360,7 +360,7 @@ PyObject* descriptor_get(PyObject* self, PyObject* instance, PyObject*) noexcept
 
 PyTypeObject make_descriptor_type() noexcept {
   PyTypeObject t{};
-  t.ob_base.ob_base.ob_refcnt = 1;
+  t.ob_base = PyVarObject{PyObject_HEAD_INIT(nullptr) 0};
   t.tp_name = "procession._native._LockMethod";
   t.tp_basicsize = sizeof(Descriptor);
   t.tp_descr_get = descriptor_get;

@@ -1,5 +1,5 @@
 // Lists of numbers as bytes: a letter and 8 bytes each, where pickle writes and reads one object after the other.
-#include "handle.hpp"
+#include "pickler.hpp"
 
 namespace procession::bind {
 namespace {
@@ -15,14 +15,16 @@ PyObject* pack(PyObject* list, Py_ssize_t n, char letter, Convert convert) noexc
   for (Py_ssize_t i = 0; i < n; ++i, at += 8) {
     if (!convert(PyList_GET_ITEM(list, i), at)) {
       Py_DECREF(data);
-      Py_RETURN_NONE;
+      return nullptr;
     }
   }
   return data;
 }
 
-PyObject* pack_numbers(PyObject*, PyObject* list) noexcept {
-  if (!PyList_CheckExact(list) || PyList_GET_SIZE(list) == 0) Py_RETURN_NONE;
+}  // namespace
+
+PyObject* pack_numbers(PyObject* list) noexcept {
+  if (!PyList_CheckExact(list) || PyList_GET_SIZE(list) == 0) return nullptr;
   const Py_ssize_t n = PyList_GET_SIZE(list);
   if (PyLong_CheckExact(PyList_GET_ITEM(list, 0))) {
     return pack(list, n, kInts, [](PyObject* v, char* at) {
@@ -41,17 +43,14 @@ PyObject* pack_numbers(PyObject*, PyObject* list) noexcept {
       return true;
     });
   }
-  Py_RETURN_NONE;
+  return nullptr;
 }
 
-PyObject* unpack_numbers(PyObject*, PyObject* data) noexcept {
-  if (!PyBytes_CheckExact(data) || PyBytes_GET_SIZE(data) % 8 != 1) {
-    PyErr_SetString(PyExc_ValueError, "these bytes do not come from _pack_numbers()");
-    return nullptr;
-  }
-  const char* at = PyBytes_AS_STRING(data);
+bool is_numbers(char letter) noexcept { return letter == kInts || letter == kFloats; }
+
+PyObject* unpack_numbers(const char* at, Py_ssize_t length) noexcept {
   const char letter = *at++;
-  const Py_ssize_t n = PyBytes_GET_SIZE(data) / 8;
+  const Py_ssize_t n = length / 8;
   PyObject* list = PyList_New(n);
   for (Py_ssize_t i = 0; list != nullptr && i < n; ++i, at += 8) {
     PyObject* v = nullptr;
@@ -69,19 +68,5 @@ PyObject* unpack_numbers(PyObject*, PyObject* data) noexcept {
   }
   return list;
 }
-
-PyMethodDef functions[] = {
-    {"_pack_numbers", pack_numbers, METH_O,
-     "_pack_numbers(list) -> bytes | None\n--\n\nPack a list of which all items are of type int, with 64 bits at most, "
-     "or all "
-     "of type float; None for any other."},
-    {"_unpack_numbers", unpack_numbers, METH_O,
-     "_unpack_numbers(data) -> list\n--\n\nReturn the list that _pack_numbers() packed."},
-    {nullptr, nullptr, 0, nullptr},
-};
-
-}  // namespace
-
-bool add_number_functions(PyObject* module) noexcept { return PyModule_AddFunctions(module, functions) == 0; }
 
 }  // namespace procession::bind

@@ -21,7 +21,7 @@ PyObject* sink_buffer(PyObject* self, PyObject* buffer) noexcept {
   auto* s = reinterpret_cast<Sink*>(self);
   const Py_buffer* view = PyPickleBuffer_GetBuffer(buffer);
   if (view == nullptr) return nullptr;
-  if (view->len < s->least || PyBuffer_IsContiguous(view, 'A') == 0) Py_RETURN_TRUE;
+  if ((view->len < s->least && !is_frozen(*view)) || PyBuffer_IsContiguous(view, 'A') == 0) Py_RETURN_TRUE;
   if (s->buffers == nullptr && (s->buffers = PyList_New(0)) == nullptr) return nullptr;
   return PyList_Append(s->buffers, buffer) != 0 ? nullptr : Py_NewRef(Py_False);
 }
@@ -55,7 +55,7 @@ void sink_dealloc(PyObject* self) noexcept {
 
 PyTypeObject make_sink_type() noexcept {
   PyTypeObject t{};
-  t.ob_base.ob_base.ob_refcnt = 1;
+  t.ob_base = PyVarObject{PyObject_HEAD_INIT(nullptr) 0};
   t.tp_name = "procession._native._Sink";
   t.tp_basicsize = sizeof(Sink);
   t.tp_dealloc = sink_dealloc;
@@ -112,7 +112,7 @@ PyMappingMethods reducers_mapping{nullptr, reducer_of, nullptr};
 
 PyTypeObject make_reducers_type() noexcept {
   PyTypeObject t{};
-  t.ob_base.ob_base.ob_refcnt = 1;
+  t.ob_base = PyVarObject{PyObject_HEAD_INIT(nullptr) 0};
   t.tp_name = "procession._native._Reducers";
   t.tp_basicsize = sizeof(PyObject);
   t.tp_dealloc = [](PyObject* self) { PyObject_Free(self); };
@@ -183,6 +183,14 @@ PyObject* import_from(const char* module, const char* name) noexcept {
   return r;
 }
 
+bool has_reducer(PyObject* type) noexcept {
+  if (!find_names()) {
+    PyErr_Clear();
+    return false;
+  }
+  return PyDict_GetItem(names.extra_reducers, type) != nullptr || PyDict_GetItem(names.copyreg_table, type) != nullptr;
+}
+
 PyObject* unpickle(PyObject* data, PyObject* buffers) noexcept {
   static PyObject *loads = nullptr, *keyword = nullptr;
   if (loads == nullptr && (loads = import_from("_pickle", "loads")) == nullptr) return nullptr;
@@ -216,7 +224,7 @@ PyObject* pickle(PyObject* value, Py_ssize_t least, PyObject** buffers) noexcept
       Py_XDECREF(empty);
     }
     Py_CLEAR(s->others);
-    *buffers = std::exchange(s->buffers, nullptr);
+    if (bytes != nullptr) *buffers = std::exchange(s->buffers, nullptr);
   }
   if (bytes == nullptr || spare.pickler != nullptr) {
     p.destroy();  // after an error its state is not to be trusted

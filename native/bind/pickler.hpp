@@ -18,6 +18,12 @@ PyObject* unpickle(PyObject* data, PyObject* buffers) noexcept;
 /// A new reference; nullptr with an exception set.
 PyObject* import_from(const char* module, const char* name) noexcept;
 
+/// A list of ints with 64 bits at most, or of floats, as bytes; nullptr, with or without an exception, for any other.
+PyObject* pack_numbers(PyObject* list) noexcept;
+/// Whether bytes that begin so are from there: no pickle does.
+bool is_numbers(char letter) noexcept;
+PyObject* unpack_numbers(const char* data, Py_ssize_t length) noexcept;
+
 // NumPy arrays, without NumPy's own detour: array.cpp.
 
 constexpr int kMostDimensions = 8;
@@ -25,7 +31,7 @@ constexpr int kMostDimensions = 8;
 /// What an array is, beside its elements.
 struct ArrayForm {
   char letter;  ///< of the elements' type, see array.cpp
-  bool fortran, read_only;
+  bool fortran;
   u8 dimensions;
   i64 shape[kMostDimensions];
 };
@@ -33,6 +39,8 @@ struct ArrayForm {
 /// How a pickle has an array: as a call of a function of this extension, which takes a quarter of the time that NumPy's own
 /// takes. The reducer, borrowed; nullptr (no exception) when `type` is not numpy.ndarray.
 PyObject* array_reducer(PyObject* type) noexcept;
+/// Whether somebody has registered another reducer for it.
+bool has_reducer(PyObject* type) noexcept;
 /// True when the object is an array that the form can tell all of; then `view` is to be released. No exception.
 bool describe_array(PyObject* v, ArrayForm* form, Py_buffer* view) noexcept;
 /// An array that uses `buffer` in place; with its own memory, not set yet, when that is nullptr.

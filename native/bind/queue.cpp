@@ -657,39 +657,10 @@ PyType_Spec spec{"procession._native.Queue", sizeof(QueueObject), 0, Py_TPFLAGS_
 PyType_Spec joinable_spec{"procession._native.JoinableQueue", sizeof(QueueObject), 0,
                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, joinable_slots};
 
-PyObject* py_set_main_by_value(PyObject*, PyObject* arg) noexcept {
-  const int on = PyObject_IsTrue(arg);
-  if (on < 0) return nullptr;
-  set_main_by_value(on != 0);
-  Py_RETURN_NONE;
-}
-PyObject* py_set_payload_class(PyObject*, PyObject* type) noexcept {
-  set_payload_class(type);
-  Py_RETURN_NONE;
-}
-PyObject* py_pickle_beside(PyObject*, PyObject* args) noexcept {
-  PyObject *value, *buffers = nullptr;
-  Py_ssize_t least = kLeastOutside;
-  if (!PyArg_ParseTuple(args, "O|n", &value, &least)) return nullptr;
-  PyObject* data = pickle(value, least, &buffers);
-  if (data == nullptr) return nullptr;
-  return buffers != nullptr ? Py_BuildValue("NN", data, buffers) : Py_BuildValue("N()", data);
-}
-PyMethodDef functions[] = {
-    {"_set_payload_class", py_set_payload_class, METH_O, nullptr},
-    {"pickle_beside", py_pickle_beside, METH_VARARGS,
-     "pickle_beside(obj, least=65536) -> (bytes, buffers)\n\nPickle as a queue does; buffers of `least` bytes and more "
-     "are "
-     "left out."},
-    {"set_main_by_value", py_set_main_by_value, METH_O, "Whether queues send what is defined in __main__ by value."},
-    {nullptr, nullptr, 0, nullptr},
-};
-
 }  // namespace
 
 bool add_queue_types(PyObject* module) noexcept {
-  return add_type(module, &spec, &queue_type) && add_type(module, &joinable_spec, &joinable_type, queue_type) &&
-         PyModule_AddFunctions(module, functions) == 0;
+  return add_type(module, &spec, &queue_type) && add_type(module, &joinable_spec, &joinable_type, queue_type);
 }
 
 }  // namespace procession::bind

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import copyreg
 import gc
+import itertools
 import os
 import pickle
 import platform
@@ -11,6 +13,7 @@ import resource
 import signal
 import threading
 import time
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,7 @@ from hypothesis.extra import numpy as hnp
 import procession
 from procession import _native
 from procession._native import Segment
+from procession._wire import codec
 from tests.unit.test_arena import _can_mount, output_of
 
 LARGE = 1 << 20
@@ -165,6 +169,7 @@ def variants():
 
 @pytest.mark.parametrize("times", [1, 30_000])
 def test_an_array_is_what_numpys_own_pickle_makes_of_it(times):
+    """But for one flag: it is the receiver's own, and so it may write to it, as with multiprocessing."""
     q = procession.Queue()
     for array in variants():
         sent = array
@@ -177,8 +182,98 @@ def test_an_array_is_what_numpys_own_pickle_makes_of_it(times):
         assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
         assert got.dtype.metadata == expected.dtype.metadata
         assert got.tobytes() == expected.tobytes() or got.dtype.hasobject
-        for flag in ("C_CONTIGUOUS", "F_CONTIGUOUS", "WRITEABLE", "ALIGNED"):
+        assert got.flags.writeable
+        for flag in ("C_CONTIGUOUS", "F_CONTIGUOUS", "ALIGNED"):
             assert got.flags[flag] == expected.flags[flag], (flag, sent.dtype, sent.shape)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("times", [1, 30_000])
+def test_what_was_read_only_here_is_the_receivers_own(nested, times):
+    q = procession.Queue()
+    for order in "CF":
+        sent = np.tile(np.arange(6.0).reshape(2, 3), (1, times)).copy(order)
+        sent.flags.writeable = False
+        q.put([{sent.size}, sent] if nested else sent)  # a set: by pickle
+        got = q.get()
+        got = got[1] if nested else got
+        assert got.flags.writeable
+        assert np.array_equal(got, sent)
+        assert got.flags.f_contiguous == sent.flags.f_contiguous
+
+
+@pytest.mark.parametrize("table", ["multiprocessing", "copyreg"])
+@pytest.mark.parametrize("times", [1, 30_000])
+def test_a_reducer_that_somebody_has_registered_is_used(table, times):
+    reducers = copyreg.dispatch_table if table == "copyreg" else ForkingPickler._extra_reducers
+    q = procession.Queue()
+    sent = np.ones(times)
+    reducers[np.ndarray] = lambda array: (list, (array.tolist(),))
+    try:
+        for message in (sent, [sent], [sent, {1}]):
+            q.put(message)
+        with procession.Pool(1) as pool:
+            assert type(pool.apply(type, (sent,))) is type
+            assert pool.map(type, [sent] * 4) == [list] * 4
+    finally:
+        del reducers[np.ndarray]
+    assert [type(q.get()), type(q.get()[0]), type(q.get()[0])] == [list] * 3
+
+
+def test_another_thread_changes_what_is_being_sent():
+    """While an array is copied other threads run: one may take the next one out, and its memory may be another's by then."""
+    q = procession.Queue()
+    frames = {k: np.full(LARGE + k, float(k)) for k in range(8)}
+    stop = threading.Event()
+
+    def replace():
+        for n in itertools.count():
+            if stop.is_set():
+                return
+            k = n % 8
+            frames[k] = np.full(LARGE + k, float(k))
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        for _ in range(20):
+            q.put(frames)
+            for k, got in q.get().items():
+                assert got.shape == (LARGE + k,)
+                assert (got[0], got[-1]) == (k, k)
+    finally:
+        stop.set()
+        thread.join()
+
+
+SMALL, MANY = np.arange(5.0), np.arange(LARGE)
+PACKED = {
+    "an array": SMALL,
+    "a large one": MANY,
+    "a list": [SMALL, MANY],
+    "the same": [SMALL] * 300 + [MANY] * 300,
+    "tuples": [(MANY, i, "text") for i in range(300)],
+    "dicts": [{"a": MANY[i:], "b": SMALL * i} for i in range(20)],
+    "many": [SMALL + i for i in range(256)],
+    "one more": [SMALL + i for i in range(257)],
+    "long": [np.arange(5000.0) + i for i in range(20)],
+    "with others": [SMALL, {1}],
+    "twice": [[SMALL]] * 2,
+    "none": [(1, "text"), [2]],
+}
+
+
+@pytest.mark.parametrize("what", PACKED)
+def test_what_the_pool_packs_is_as_it_was(what):
+    value = PACKED[what]
+    data = _native._pack(value)
+    assert (data is None) == (what in {"one more", "long", "with others", "twice", "none"})
+    if data is None:
+        return
+    got = codec.loads(data)
+    np.testing.assert_equal(got, value)
+    if what == "the same":
+        assert len({id(array) for array in got}) == 2
 
 
 def test_a_subclass_keeps_its_type_and_a_name_is_not_enough():
@@ -771,6 +866,25 @@ def huge_kilobytes():
     """How much of the arena this process has mapped in huge pages."""
     lines = Path("/proc/self/smaps").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("ShmemPmdMapped:"))
+
+
+def test_locked_memory_is_zero_again():
+    """Which the kernel does not take back as other memory."""
+    code = """
+import ctypes
+import procession
+arrays = [procession.empty(4_000_000) for _ in range(5)]
+locked = ctypes.CDLL(None).mlockall(1 | 4)  # what there is, when it is used
+for array in arrays:
+    array[:] = 7
+del array
+arrays.clear()
+procession._native.trim()
+print(procession.memory().idle)
+arrays = [procession.zeros(4_000_000) for _ in range(5)]
+print(any(array.any() for array in arrays))
+"""
+    assert output_of(code) == ["0", "False"]
 
 
 def kernel_collapses():

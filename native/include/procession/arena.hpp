@@ -42,7 +42,7 @@ struct Block {
   Atomic<u32> owner;
   u8 cls;
   Kind kind;
-  u16 warm;  ///< 0: its pages are the kernel's; else how often it was used since, up to kHot; then see make_huge(). A hint
+  u16 warm;  ///< 0: its pages are the kernel's; else how often it was used since, up to kHot; then see make_huge()
   Atomic<u32> gen;  ///< goes up with every free: a stale handle is told by it
   u32 next;         ///< free list
   u64 off;
@@ -199,33 +199,38 @@ class Arena {
     return true;
   }
 
-  /// Before a segment is written to: have its memory in huge pages, if it has been used often enough; true when all of it is.
+  /// Before `n` bytes are written to a segment: have its memory in huge pages, if it has been used often enough.
   ///
-  /// Copies to and from huge pages are faster: twice for what is larger than the caches, else by a tenth. To copy the small pages
-  /// together takes 0.3 to 0.6 ms/MB, ten times that in a virtual machine that has not used the memory before. So it begins when as
-  /// much time has been lost without, and each use spends half the time of its copy on it, until it is done: `warm` is then kHot
-  /// and the number of those that are. From Linux 6.1 on, whatever the settings for transparent huge pages. What else lies in the
-  /// first and the last one comes along, unnoticed.
-  bool make_huge(const SegmentState& s) noexcept {
+  /// Copies to and from huge pages are faster: up to twice for what is larger than the caches, else by a tenth. To copy the small
+  /// pages together takes 0.3 to 0.6 ms/MB, ten times that in a virtual machine that has not used the memory before. So it begins
+  /// when as much time has been lost without, and each use spends half the time of its copy on it, until all have been tried: `warm`
+  /// is then kHot and their number. From Linux 6.1 on, also where transparent huge pages are to be asked for. What else lies in
+  /// the first and the last one comes along, unnoticed.
+  void make_huge(const SegmentState& s, u64 n) noexcept {
     constexpr u64 kLeast = 1 << 20, kLarge = 20 << 20, kBytesInNs = 16;
     constexpr u16 kHotIfLarge = 4;
-    constexpr int kCollapse = 25, kManyFailures = 3;
-    static Atomic<int> failures{0};  // in a row: an older kernel, or memory in pieces
+    constexpr int kCollapse = 25;
+    constexpr i64 kPauseNs = 10'000'000'000;
+    static Atomic<i64> not_before{0};  // when the kernel has found none, it has searched for long
     Block& b = block(s.object.block);
-    if (s.length < kLeast || b.warm < (s.length < kLarge ? kHot : kHotIfLarge)) return false;
+    if (s.length < kLeast || b.warm < (s.length < kLarge ? kHot : kHotIfLarge)) return;
     b.warm = std::max(b.warm, kHot);
     const u64 begin = b.off & ~(kHugePage - 1);
     const u64 end = std::min(b.off + kSegmentData + s.length + kHugePage - 1, size_) & ~(kHugePage - 1);
-    const u64 n = std::min<u64>((end - begin) / kHugePage, UINT16_MAX - kHot);
+    const u64 pages = std::min<u64>((end - begin) / kHugePage, UINT16_MAX - kHot);
     u64 done = b.warm - kHot;
+    if (done >= pages) return;
     const i64 start = now_ns();
-    while (done < n && failures.load(std::memory_order_relaxed) < kManyFailures) {
-      const bool ok = madvise(base_ + begin + done * kHugePage, kHugePage, kCollapse) == 0;
-      failures.store(ok ? 0 : failures.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
-      b.warm = static_cast<u16>(kHot + ++done);
-      if (static_cast<u64>(now_ns() - start) >= s.length / kBytesInNs) break;
+    if (start < not_before.load(std::memory_order_relaxed)) return;
+    for (; done < pages && static_cast<u64>(now_ns() - start) < n / kBytesInNs; ++done) {
+      // Any other error is there to stay: an older kernel, or what this process has mapped privately lies there too.
+      if (madvise(base_ + begin + done * kHugePage, kHugePage, kCollapse) != 0 &&
+          (errno == ENOMEM || errno == EAGAIN || errno == EBUSY)) {
+        not_before.store(now_ns() + kPauseNs, std::memory_order_relaxed);
+        break;
+      }
     }
-    return done >= n;
+    b.warm = static_cast<u16>(kHot + done);
   }
 
   /// Have a segment's pages mapped at once: a fault for each (or for 16, where they are read) takes as long as copying it does.
@@ -647,9 +652,11 @@ class Arena {
   void discard(Tag me, u32 i) noexcept;
   bool settle_part(Tag me, u32 i, bool owner_left, const Tag* left, u32 n) noexcept;
   void make_room() noexcept;
-  void give_back(Block& b) noexcept {
-    madvise(base_ + b.off, class_bytes(b.cls), MADV_REMOVE);
-    b.warm = 0;
+  /// The pages of a part go back to the kernel, and are zero when it is used again. False: it cannot be (a file system without
+  /// holes, memory sealed by somebody), and all is as it was.
+  bool give_back(u64 off, u64 bytes) noexcept {
+    return fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(off),
+                     static_cast<off_t>(bytes)) == 0;
   }
 
   char* base_ = nullptr;
@@ -692,13 +699,15 @@ inline void Arena::make_room() noexcept {
   for (u32 i = 1; i < n; ++i) {
     Block& b = block(i);
     end = std::max(end, b.off + class_bytes(b.cls));
-    if (b.owner.load(std::memory_order_relaxed) == 0 && class_bytes(b.cls) >= kPage) { give_back(b); }
+    if (b.owner.load(std::memory_order_relaxed) == 0 && class_bytes(b.cls) >= kPage &&
+        give_back(b.off, class_bytes(b.cls)))
+      b.warm = 0;
   }
   // Before the blocks there are forgotten: what is carved anew is zero.
   end = (end + kPage - 1) & ~(kPage - 1);
-  if (end < h.bump) madvise(base_ + end, h.bump - end, MADV_REMOVE);
+  const bool zeroed = end >= h.bump || give_back(end, h.bump - end);
   CRASH_POINT("make_room.before_commit");
-  h.nblocks.store(n, std::memory_order_release);
+  if (zeroed) h.nblocks.store(n, std::memory_order_release);
   rebuild_free_lists();
 }
 
@@ -718,7 +727,11 @@ inline u64 Arena::trim(Tag me, const Waiter& waiter) noexcept {
       Block& b = block(i);
       const u64 bytes = class_bytes(b.cls);
       if (b.owner.load(std::memory_order_relaxed) != 0 || b.warm == 0 || bytes < kPage) continue;
-      give_back(b);
+      if (!give_back(b.off, bytes)) {
+        i = n;  // nor will any other
+        break;
+      }
+      b.warm = 0;
       portion += bytes;
     }
     h.idle.store(h.idle.load(std::memory_order_relaxed) - std::min(portion, h.idle.load(std::memory_order_relaxed)),
@@ -800,17 +813,15 @@ inline void Arena::free(Tag me, u32 i, const Waiter& waiter) noexcept {
   constexpr u64 kKeepIdle =
       64 << 20;  // what is kept for the next ones, or an eighth of the limit: trim() is for the rest
   const u64 bytes = class_bytes(b.cls);
-  bool warm = true;
-  if (bytes >= kLong && h.idle.load(std::memory_order_relaxed) + bytes > std::max(kKeepIdle, h.limit / 8)) {
-    give_back(b);
-    warm = false;
-  }
+  const bool many = h.idle.load(std::memory_order_relaxed) + bytes > std::max(kKeepIdle, h.limit / 8);
+  const bool warm = bytes < kLong || !many || !give_back(b.off, bytes);
   const Locked l = h.alloc.lock(slots(), me, waiter);
   if (l == Locked::kNo) return;  // interrupted: the block stays ours; collect() gives it back when we are gone
   if (l == Locked::kRecovered) rebuild_free_lists();
   b.gen.fetch_add(1, std::memory_order_relaxed);
   b.kind = Kind::kNone;
-  if (warm && b.warm < kHot) ++b.warm;
+  if (!warm) b.warm = 0;
+  else if (b.warm < kHot) ++b.warm;
   b.owner.store(0, std::memory_order_release);
   CRASH_POINT("free.before_link");
   b.next = h.free_list[b.cls].load(std::memory_order_relaxed);

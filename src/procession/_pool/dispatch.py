@@ -12,6 +12,7 @@ import threading
 import time
 from queue import Empty
 
+from procession import _native
 from procession._pool import messages as m
 from procession._pool.state import Unit
 from procession._proc.results import unpack_error
@@ -105,7 +106,9 @@ class Dispatcher:
             return (m.CHUNK, unit.seq, fid, unit.first, data)
         data = unit.data
         if data is None:
-            if m.is_plain(unit.items):
+            nbytes = _native._weigh(unit.items)
+            if nbytes >= 0:
+                unit.job.weigh(1, nbytes)
                 return (m.ITEM, unit.seq, fid, unit.first, unit.items)
             data = codec.encode_beside(unit.items, main_by_value=self._main_by_value)
             if type(data) is bytes:  # else it is given away

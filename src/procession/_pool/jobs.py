@@ -32,8 +32,8 @@ RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
 
 # A chunk is made to take about this long: long against what a message costs (a few us), short against what a death costs.
 CHUNK_S = 0.0015
-# And not less than this, also at the end of a mapping, when the chunks get smaller.
-LEAST_S = 0.00002
+# And not less than this, also at the end of a mapping, when the chunks get smaller: as long as it takes to send and answer one.
+LEAST_S = 0.00005
 # Nor made of more than this in arrays and the like: a message is in memory as a whole.
 CHUNK_BYTES = 16 << 20
 MOST_ITEMS = 1 << 16
@@ -97,9 +97,10 @@ class Job:
         )
 
     def weigh(self, items: int, data: Any) -> None:
-        """Take in what `items` items, or their results, were packed as."""
-        if type(data) is Payload:
-            self.item_bytes = max(data.nbytes / items, 0.9 * self.item_bytes)
+        """Take in what `items` items, or their results, were packed as; or how many bytes they take beside the message."""
+        nbytes = data.nbytes if type(data) is Payload else data if type(data) is int else 0
+        if nbytes:
+            self.item_bytes = max(nbytes / items, 0.9 * self.item_bytes)
 
     @property
     def unit_bytes(self) -> float:

@@ -154,11 +154,11 @@ class _Worker:
         fast: dict[int, Callable[[Any], Any]] = {} if limited else self.functions
         get, put, cells = self.inbox.get, self.done.put, self.cells
         while True:
+            message: Any = None  # what was in the last one is not kept while nothing comes
             try:
                 message = _native._serve(get, put, fast, cells, self.wid, _PARENT_CHECK_S)
                 if message[0] is None:
-                    _, seq, result, spent = message
-                    self.answer(self.packed(seq, result, spent))
+                    self.answer(self.packed(*message[1:]))
                 else:
                     self.obey(message)
             except _Leave:

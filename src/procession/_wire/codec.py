@@ -22,9 +22,8 @@ from multiprocessing.reduction import ForkingPickler
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 
 from procession import _native
-from procession._native import Segment
 from procession._wire import tensors
-from procession._wire.payload import Outside, Payload
+from procession._wire.payload import Outside, Payload, is_frozen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,8 +49,7 @@ __all__ = [
 
 def _reduce_view(view: memoryview) -> tuple[Any, ...]:
     """Pickle a view of what `procession.shared` has made; others have no owner who would keep their memory."""
-    found = Segment.find(view) if view.c_contiguous else None
-    if found is None or not found[0].frozen:
+    if not (view.c_contiguous and is_frozen(view)):
         raise TypeError("cannot pickle 'memoryview' object")
     return memoryview, (pickle.PickleBuffer(view),)
 
@@ -65,8 +63,8 @@ _MAIN_NAMES = ("__main__", "__mp_main__")
 
 
 def loads(data: bytes | Payload) -> Any:
-    """Unpickle what one of the functions below made, in whatever process."""
-    return data.load() if type(data) is Payload else pickle.loads(data)  # type: ignore[arg-type]
+    """Return what one of the functions below was given, in whatever process."""
+    return data.load() if type(data) is Payload else _native._unpack(data)  # type: ignore[arg-type]
 
 
 def dumps(obj: object, *, main_by_value: bool = False) -> bytes | Payload:
@@ -134,24 +132,26 @@ def encode(obj: object, outside: Outside | None = None, *, main_by_value: bool =
 
 def encode_items(items: Sequence[Any], *, main_by_value: bool = False) -> bytes | Payload:
     """Encode a chunk of items for `decode_items`."""
-    return _native._pack_numbers(items) or encode_beside(items, main_by_value=main_by_value)  # type: ignore[arg-type]
+    return _native._pack(items) or encode_beside(items, main_by_value=main_by_value)
 
 
 def encode_results(results: list[Any], *, main_by_value: bool = False) -> bytes | Payload:
     """Encode a chunk of results for `decode_items`; see `encode_result`."""
-    return _native._pack_numbers(results) or encode_result(results, main_by_value=main_by_value)
+    return _native._pack(results) or _encode_result(results, main_by_value=main_by_value)
 
 
 def decode_items(data: bytes | Payload) -> list[Any]:
     """Return the items as a list; a chunk of a range or tuple too."""
-    if type(data) is bytes and data[:1] in {b"I", b"D"}:
-        return _native._unpack_numbers(data)
     items = loads(data)
     return items if type(items) is list else list(items)
 
 
 def encode_result(obj: object, *, main_by_value: bool = False) -> bytes | Payload:
-    """Pickle a pool's result: by value only what its receiver knows by no name."""
+    """Encode a pool's result: by value only what its receiver knows by no name."""
+    return _native._pack(obj) or _encode_result(obj, main_by_value=main_by_value)
+
+
+def _encode_result(obj: object, *, main_by_value: bool) -> bytes | Payload:
     if main_by_value:
         return encode_beside(obj, main_by_value=True)
     return _beside(functools.partial(_plain, obj))

@@ -12,70 +12,22 @@ segment itself; where there is another, each that may write maps its pages priva
 
 from __future__ import annotations
 
-import pickle
-
-from procession._native import Hold, Segment, _set_payload_class
+from procession._native import Hold, Payload, Segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
+    import pickle
 
-__all__ = ["LEAST_BYTES", "Outside", "Payload"]
+__all__ = ["LEAST_BYTES", "Outside", "Payload", "is_frozen"]
 
 # Shorter buffers are copied into the message: a segment costs a page, a mapping and some 10 us. The extension has the same.
 LEAST_BYTES = 64 << 10
 
 
-class Payload:
-    """A pickle, the buffers it leaves out, and the handles in it, which live as long as this does.
-
-    Args:
-        data: The pickle.
-        buffers: For each buffer its segment, where it begins there, and its length.
-        handles: What holds the locks, queues and other objects whose handles are in `data`.
-        lasting: It is sent more than once. Else it is given away when it is pickled: its receiver is the only holder then.
-    """
-
-    __slots__ = ("buffers", "data", "handles", "lasting")
-
-    def __init__(
-        self,
-        data: bytes,
-        buffers: Sequence[tuple[Segment, int, int]],
-        handles: Sequence[object] = (),
-        lasting: bool = False,
-    ) -> None:
-        self.data = data
-        self.buffers = buffers
-        self.handles = handles
-        self.lasting = lasting
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        state = (self.data, self.buffers, self.handles)
-        self.given()
-        return Payload, state
-
-    def given(self) -> None:
-        """It is on its way."""
-        if not self.lasting:
-            self.buffers = self.handles = ()
-
-    @property
-    def nbytes(self) -> int:
-        """How much is beside the pickle, but for what all share."""
-        return sum(length for segment, _, length in self.buffers if not segment.frozen)
-
-    def load(self) -> Any:
-        """Unpickle; the object uses the segments in place. Once only: two would be the same memory."""
-        return pickle.loads(self.data, buffers=[_view(*each) for each in self.buffers])
-
-
-_set_payload_class(Payload)
-
-
-def _view(segment: Segment, offset: int, length: int) -> Any:
-    return segment if length == len(segment) else memoryview(segment)[offset : offset + length]
+def is_frozen(view: memoryview) -> bool:
+    """Tell whether these bytes are where `procession.shared` has put them: they are sent as they are, however few."""
+    found = Segment.find(view)
+    return found is not None and found[0].frozen
 
 
 class Outside:
@@ -93,12 +45,13 @@ class Outside:
     def __call__(self, buffer: pickle.PickleBuffer) -> bool:
         """Take a large buffer; tell whether it goes into the pickle."""
         try:
-            large = buffer.raw().nbytes >= self.least
+            raw = buffer.raw()
         except BufferError:  # not contiguous
-            large = False
-        if large:
-            self.buffers.append(buffer)
-        return not large
+            return True
+        if raw.nbytes < self.least and not is_frozen(raw):
+            return True
+        self.buffers.append(buffer)
+        return False
 
     def clear(self) -> None:
         """Another attempt will be made, of the same object."""
