@@ -87,7 +87,8 @@ def guests(session: nox.Session) -> None:
         session.install("torch==2.13.0+cpu", silent=True)
     except CommandFailed:
         session.skip(
-            "torch's tests: no build for CPUs in this package index (PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu)"
+            "torch's tests: no build for CPUs in this package index (PIP_EXTRA_INDEX_URL, with uv UV_EXTRA_INDEX_URL: "
+            "https://download.pytorch.org/whl/cpu)"
         )
     session.run("pytest", "tests/pool/test_torch.py", *session.posargs)
 

@@ -1,11 +1,12 @@
 """Arrays of doubles: how fast they come to a consumer that adds up every element.
 
-- multiprocessing, torch.multiprocessing: a Queue.
+- multiprocessing: a Queue.
 - procession: a Queue of arrays as they are; "empty()": the producer writes each into memory of procession's own.
 - shared_memory by hand: one segment that is used again and again, a semaphore for each direction; the consumer adds up in place.
 - iceoryx2: publish-subscribe with loaned samples, the consumer adds up in place; it has no waiting, so both sides yield.
 - py-sharedmemory: a pair of endpoints, blocks that are used again; the receiver gets a copy.
-- Ray: `ray.put` by the producer, the reference through an actor's call; joblib: arrays above 1 MB are memory-mapped.
+- torch.multiprocessing: as tensors, each written into shared memory of torch's own.
+- Ray: tasks that return the array, two ahead; joblib: arrays above 1 MB are memory-mapped.
 - shared(): the array as each task's argument, and as a part of the function, which a worker gets once.
 - memcpy: what this machine copies from one warm buffer to another, in one process.
 - bare buffers: four of them and two counters, polled: copying on one core while the other adds up, and nothing else.
@@ -95,7 +96,7 @@ def through_queue(module: str, produce: Callable[..., None], nbytes: int, count:
 
 
 def through_torch(nbytes: int, count: int) -> Cost:
-    """Seconds per byte through a Queue of torch.multiprocessing, as tensors; each is a copy, as for the others."""
+    """Seconds per byte through a Queue of torch.multiprocessing, as tensors, each written to its memory as DataLoader does."""
     torch: Any = importlib.import_module("torch")
     torch.set_num_threads(1)
     context = importlib.import_module("torch.multiprocessing").get_context("fork")
@@ -104,7 +105,8 @@ def through_torch(nbytes: int, count: int) -> Cost:
     def produce() -> None:
         array = torch.from_numpy(_doubles(nbytes))
         for _ in range(WARM_FOR_OTHERS + count):
-            queue.put(array.clone())
+            storage = torch.UntypedStorage._new_shared(nbytes)
+            queue.put(torch.empty(0, dtype=torch.float64).set_(storage).copy_(array))
         done.wait()  # its memory goes with the producer
 
     child = context.Process(target=produce)
@@ -276,8 +278,9 @@ def ray_store(nbytes: int, count: int) -> Cost:
     ray = _ray()
 
     @ray.remote
-    def produce() -> Any:
-        return _doubles(nbytes)
+    def produce(kept: list[Any] = []) -> Any:  # noqa: B006
+        kept or kept.append(_doubles(nbytes))
+        return kept[0]
 
     def totals() -> Iterator[float]:
         under_way = [produce.remote() for _ in range(DEPTH)]

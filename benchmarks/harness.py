@@ -179,17 +179,22 @@ def _calibrate(scenario: Scenario, measure: Callable[[int], Cost], settings: Set
 
 
 def use_all_memory() -> None:
-    """Have all memory that is free used once, and given back.
+    """Have most of the memory that is free, and that may be used, used once and given back.
 
     The host of a virtual machine brings it when it is used for the first time, which takes ten times as long as the kernel takes
     for a page of its own; whoever gets such pages would lose.
     """
     pid = os.fork()
     if pid == 0:
-        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")  # where there is a lower limit
-        nbytes = int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 0.85)
-        mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0))
-        os._exit(0)
+        try:
+            Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+            import procession
+
+            free = min(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), procession.memory().limit)
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0)
+            mmap.mmap(-1, int(free * 0.85), flags=flags)
+        finally:
+            os._exit(0)
     os.waitpid(pid, 0)
 
 

@@ -57,34 +57,105 @@ const Kind* kind_of(PyObject* array, const Py_buffer& view) noexcept {
   return dtype == kind->dtype ? kind : nullptr;
 }
 
-PyObject* call_rebuild(PyObject* array, const Kind& kind, bool fortran) noexcept {
+/// `order`: true (Fortran's), false (C's), or what to transpose it by afterwards.
+PyObject* call_rebuild(PyObject* array, const Kind& kind, PyObject* order) noexcept {
   PyObject* shape = PyObject_GetAttr(array, names.shape);
   PyObject* buffer = shape == nullptr ? nullptr : PyPickleBuffer_FromObject(array);
   if (buffer == nullptr) {
     Py_XDECREF(shape);
     return nullptr;
   }
-  return Py_BuildValue("O(NNOO)", rebuild, buffer, shape, kind.letter, fortran ? Py_True : Py_False);
+  return Py_BuildValue("O(NNOO)", rebuild, buffer, shape, kind.letter, order);
+}
+
+/// When the elements lie side by side, in whatever order of the dimensions: those, from the longest stride to the shortest.
+/// Else nullptr, with an exception set only when there is no memory.
+PyObject* axes_of(const Py_buffer& view) noexcept {
+  PyObject* axes = PyTuple_New(view.ndim);
+  Py_ssize_t step = view.itemsize;
+  u64 seen = 0;
+  for (int n = view.ndim - 1; axes != nullptr && n >= 0; --n) {
+    int i = 0;
+    while (i < view.ndim && ((seen >> i & 1) != 0 || (view.shape[i] != 1 && view.strides[i] != step))) ++i;
+    PyObject* axis = i < view.ndim ? PyLong_FromLong(i) : nullptr;
+    if (axis == nullptr) {
+      Py_CLEAR(axes);
+      break;
+    }
+    PyTuple_SET_ITEM(axes, n, axis);
+    seen |= u64{1} << i;
+    step *= view.shape[i];
+  }
+  return axes;
+}
+
+/// Of an array whose elements lie side by side: as an array in C's order, and how to transpose it afterwards.
+PyObject* reduce_permuted(PyObject* array, const Kind& kind, PyObject* axes) noexcept {
+  const Py_ssize_t n = PyTuple_GET_SIZE(axes);
+  PyObject* base = PyObject_CallMethod(array, "transpose", "(O)", axes);
+  PyObject* back = base == nullptr ? nullptr : PyTuple_New(n);
+  for (Py_ssize_t i = 0; back != nullptr && i < n; ++i) {
+    PyObject* axis = PyLong_FromSsize_t(i);
+    if (axis == nullptr) Py_CLEAR(back);
+    else PyTuple_SET_ITEM(back, PyLong_AsLong(PyTuple_GET_ITEM(axes, i)), axis);
+  }
+  PyObject* r = back == nullptr ? nullptr : call_rebuild(base, kind, back);
+  Py_XDECREF(base);
+  Py_XDECREF(back);
+  return r;
+}
+
+PyObject* reduce_known(PyObject* array, const Kind& kind, const Py_buffer& view) noexcept {
+  if (PyBuffer_IsContiguous(&view, 'C') != 0) return call_rebuild(array, kind, Py_False);
+  if (PyBuffer_IsContiguous(&view, 'F') != 0) return call_rebuild(array, kind, Py_True);
+  PyObject* axes = axes_of(view);
+  if (axes == nullptr && PyErr_Occurred()) return nullptr;
+  PyObject* copy = axes != nullptr ? nullptr : PyObject_CallMethod(array, "copy", nullptr);
+  PyObject* r = axes != nullptr   ? reduce_permuted(array, kind, axes)
+                : copy != nullptr ? call_rebuild(copy, kind, Py_False)
+                                  : nullptr;
+  Py_XDECREF(axes);
+  Py_XDECREF(copy);
+  return r;
+}
+
+/// By NumPy; what is read-only would be so for its receiver too.
+PyObject* reduce_other(PyObject* array, bool read_only) noexcept {
+  PyObject* sent = read_only ? PyObject_CallMethod(array, "copy", "s", "K") : Py_NewRef(array);
+  PyObject* r = sent == nullptr ? nullptr : PyObject_CallMethod(sent, "__reduce_ex__", "i", 5);
+  Py_XDECREF(sent);
+  return r;
+}
+
+/// Of dates and times, which have no buffer: as the integers that they are, to be viewed as dates afterwards.
+/// nullptr (no exception) for anything else.
+PyObject* reduce_dates(PyObject* array) noexcept {
+  PyObject* dtype = PyObject_GetAttr(array, names.dtype);
+  PyObject* kind = dtype == nullptr ? nullptr : PyObject_GetAttrString(dtype, "kind");
+  const bool dates =
+      kind != nullptr && PyUnicode_Check(kind) &&
+      (PyUnicode_CompareWithASCIIString(kind, "M") == 0 || PyUnicode_CompareWithASCIIString(kind, "m") == 0);
+  PyObject* methodcaller = dates ? import_from("operator", "methodcaller") : nullptr;
+  PyObject* back = methodcaller == nullptr ? nullptr : PyObject_CallFunction(methodcaller, "sO", "view", dtype);
+  PyObject* integers = back == nullptr ? nullptr : PyObject_CallMethod(array, "view", "s", "i8");
+  PyObject* r = integers == nullptr ? nullptr : Py_BuildValue("O(O)", back, integers);
+  for (PyObject* each : {dtype, kind, methodcaller, back, integers}) Py_XDECREF(each);
+  PyErr_Clear();
+  return r;
 }
 
 PyObject* reduce(PyObject*, PyObject* array) noexcept {
   Py_buffer view;
-  const Kind* kind = nullptr;
-  bool c = false, fortran = false, read_only = false;
-  if (PyObject_GetBuffer(array, &view, PyBUF_RECORDS_RO) == 0) {
-    kind = kind_of(array, view);
-    c = PyBuffer_IsContiguous(&view, 'C') != 0;
-    fortran = !c && PyBuffer_IsContiguous(&view, 'F') != 0;
-    read_only = view.readonly != 0 && !is_frozen(view);
-    PyBuffer_Release(&view);
+  if (PyObject_GetBuffer(array, &view, PyBUF_RECORDS_RO) != 0) {
+    PyErr_Clear();
+    PyObject* r = reduce_dates(array);
+    return r != nullptr ? r : reduce_other(array, false);  // NumPy knows what to do, or what to say
   }
-  PyErr_Clear();  // NumPy knows what to do, or what to say
-  const bool as_it_is = kind != nullptr ? c || fortran : !read_only;
-  PyObject* sent = as_it_is ? Py_NewRef(array) : PyObject_CallMethod(array, "copy", "s", kind != nullptr ? "C" : "K");
-  if (sent == nullptr) return nullptr;
+  const Kind* kind = kind_of(array, view);
+  PyErr_Clear();
   PyObject* r =
-      kind != nullptr ? call_rebuild(sent, *kind, fortran) : PyObject_CallMethod(sent, "__reduce_ex__", "i", 5);
-  Py_DECREF(sent);
+      kind != nullptr ? reduce_known(array, *kind, view) : reduce_other(array, view.readonly != 0 && !is_frozen(view));
+  PyBuffer_Release(&view);
   return r;
 }
 
@@ -110,7 +181,7 @@ PyObject* writable(PyObject* array) noexcept {
   return own;
 }
 
-/// _array(buffer, shape, letter, fortran)
+/// _array(buffer, shape, letter, order)
 PyObject* rebuild_array(PyObject*, PyObject* const* args, Py_ssize_t nargs) noexcept {
   if (nargs != 4) {
     PyErr_Format(PyExc_TypeError, "_array() takes 4 arguments (%zd given)", nargs);
@@ -119,14 +190,18 @@ PyObject* rebuild_array(PyObject*, PyObject* const* args, Py_ssize_t nargs) noex
   if (ndarray == nullptr && !load_numpy()) return nullptr;
   const char* letter = PyUnicode_Check(args[2]) ? PyUnicode_AsUTF8(args[2]) : "";
   const Kind* kind = letter == nullptr ? nullptr : kind_of(*letter);
-  return kind == nullptr ? nullptr : writable(call_ndarray(args[1], *kind, args[0], args[3] == Py_True));
+  PyObject* array = kind == nullptr ? nullptr : writable(call_ndarray(args[1], *kind, args[0], args[3] == Py_True));
+  if (array == nullptr || !PyTuple_Check(args[3])) return array;
+  PyObject* transposed = PyObject_CallMethod(array, "transpose", "(O)", args[3]);
+  Py_DECREF(array);
+  return transposed;
 }
 
 PyMethodDef reduce_method = {"_reduce_array", reduce, METH_O, nullptr};
 PyMethodDef functions[] = {
     {"_array", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(rebuild_array)), METH_FASTCALL,
-     "_array(buffer, shape, letter, fortran) -> numpy.ndarray\n\nAn array that uses a buffer in place: what pickles "
-     "call."},
+     "_array(buffer, shape, letter, order) -> numpy.ndarray\n\nAn array that uses a buffer in place: what pickles "
+     "call. `order`: whether it is Fortran's, or the axes to transpose it by."},
     {nullptr, nullptr, 0, nullptr},
 };
 

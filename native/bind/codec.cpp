@@ -578,10 +578,10 @@ bool Encoded::hold_with(PyObject* data, PyObject* buffers) noexcept {
   bool ok = w.write_parts(data, placed);
   if (ok) {
     w.done(Coding::kPayload);
-  } else {
+  } else if (!PyErr_Occurred()) {
     Py_CLEAR(handles_);
     PyObject* payload = make_payload(data, placed);
-    ok = payload != nullptr && hold_payload(payload);
+    ok = payload != nullptr && hold_pickled(payload);
   }
   Py_DECREF(data);
   Py_DECREF(placed);
@@ -596,6 +596,11 @@ bool Encoded::hold_payload(PyObject* payload) noexcept {
     w.done(Coding::kPayload);
     return true;
   }
+  return hold_pickled(payload);
+}
+
+/// Takes over the reference.
+bool Encoded::hold_pickled(PyObject* payload) noexcept {
   PyObject* none = nullptr;
   PyObject* bytes = procession::bind::pickle(payload, PY_SSIZE_T_MAX, &none);
   Py_DECREF(payload);

@@ -37,6 +37,7 @@ class Encoded {
   bool pickle(PyObject* value) noexcept;
   bool hold_with(PyObject* data, PyObject* buffers) noexcept;
   bool hold_payload(PyObject* payload) noexcept;
+  bool hold_pickled(PyObject* payload) noexcept;
   bool pickle_by_value(PyObject* value) noexcept;
   bool hold(PyObject* bytes, Coding coding) noexcept;
   friend u32 load(Encoded& e, View* v, u32 parent) noexcept;

@@ -618,10 +618,7 @@ struct Holding {
 };
 
 PyObject* memory(PyObject*, PyObject*) noexcept {
-  if (views == nullptr) {
-    return Py_BuildValue("{s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:()}", "used", 0, "limit", 0, "reserved", 0, "blocks",
-                         0, "objects", 0, "processes", 0, "idle", 0, "segments", 0, "in_messages", 0, "holders");
-  }
+  if (current_view() == nullptr) return nullptr;
   Arena& a = views->arena;
   Header& h = a.header();
   u32 used = 0, objects = 0, processes = 0;

@@ -153,7 +153,8 @@ class Memory(
 
     Attributes:
         used: Taken by queues, locks, arrays and all else.
-        limit: What may be used: the container's or the machine's memory when the first process began, or PROCESSION_ARENA_SIZE.
+        limit: What may be used: three quarters of the container's or the machine's memory when the first process began, or
+            PROCESSION_ARENA_SIZE.
         idle: Not used, and not given back to the kernel yet: the next arrays get it.
         segments: The part of `used` that arrays and other buffers take.
         in_messages: The part of `segments` that is in queues, on its way.
