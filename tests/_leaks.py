@@ -7,7 +7,7 @@ What may stay, and why:
 - the two helper processes of the standard library, ``resource_tracker`` and the fork server, with the pipe ends and
   the socket that belong to them: one of each in a process, started on first use, ended with the process;
 - the thread, the listener and the socket of ``multiprocessing.resource_sharer``, likewise;
-- the family's one arena (a memfd and its mapping), created on first use;
+- the family's one arena (a memfd and its mapping), and the process's lifeline (a pipe), created on first use;
 - the ``pymp-*`` directory of ``multiprocessing.util.get_temp_dir()``, removed at exit.
 """
 
@@ -94,7 +94,7 @@ class _Singletons:
         native = sys.modules.get("procession._native")
         if native is not None and getattr(native, "has_arena", bool)():
             fd = native.arena_fd()
-            self.fds.add(fd)
+            self.fds |= {fd, *native._lifeline()}
             self.arena = os.fstat(fd).st_ino
 
 

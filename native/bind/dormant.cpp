@@ -41,6 +41,7 @@ PyObject* fork_dormant(PyObject*, PyObject* args) noexcept {
     signal(SIGINT, SIG_IGN);
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     close(ours);
+    arm_inherited_lifeline();
     sleep_until_needed(theirs, parent);
     PyOS_AfterFork_Child();  // also forgets the signals that came meanwhile
     return PyLong_FromLong(0);

@@ -701,7 +701,7 @@ int exec_module(PyObject* module) noexcept {
                   add_cells_type(module) && add_queue_types(module) && add_segment_type(module) &&
                   add_type(module, &hold_spec, &hold_type) && add_locked_attribute_type(module) &&
                   add_codec_functions(module) && add_payload_type(module) && add_array_functions(module) &&
-                  add_dormant_functions(module);
+                  add_dormant_functions(module) && add_lifeline_functions(module);
   return ok ? 0 : -1;
 }
 

@@ -179,6 +179,9 @@ bool add_codec_functions(PyObject* module) noexcept;
 bool add_payload_type(PyObject* module) noexcept;
 bool add_array_functions(PyObject* module) noexcept;
 bool add_dormant_functions(PyObject* module) noexcept;
+bool add_lifeline_functions(PyObject* module) noexcept;
+/// For a process that stands between its parent and that one's children: it dies with it, and hands the lifeline on.
+void arm_inherited_lifeline() noexcept;
 bool add_type(PyObject* module, PyType_Spec* spec, PyTypeObject** type, PyTypeObject* base = nullptr) noexcept;
 
 }  // namespace procession::bind

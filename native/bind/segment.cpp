@@ -32,14 +32,13 @@ int init(PyObject* self, PyObject* args, PyObject* kwargs) noexcept {
 /// Copy into a segment that nobody else reads yet. Pages that the kernel has to bring are written through the file: no fault,
 /// no zeroing, 3 GB/s in place of 1.
 void copy_in(SegmentObject* s, u64 offset, const void* from, u64 n) noexcept {
-  constexpr u64 kMuch = 48 << 20;  // more than the caches keep for the reader
   Arena& arena = s->handle.view->arena;
   const Block& block = arena.block(s->handle.object->block);
   char* to = s->data() + offset;
   u64 done = 0;
   if (n >= kLongCopy) arena.make_huge(s->state(), n);
-  if (n >= kMuch && block.warm != 0 && offset % 64 == 0) {
-    copy_past_caches(to, static_cast<const char*>(from), n);
+  if (n >= kLongCopy && block.warm != 0 && offset % 16 == 0) {
+    copy_large(to, static_cast<const char*>(from), n);
     return;
   }
   if (block.warm == 0) {
@@ -250,8 +249,12 @@ PyObject* place_view(const Py_buffer& from, u64* offset) noexcept {
   *offset = 0;
   PyObject* result = nullptr;
   SegmentObject* found = find_segment(static_cast<const char*>(from.buf), n);
-  // Of what may be written to, a small part is not worth that its owner pays for its next write to any other.
-  if (found != nullptr && (found->frozen() || (n * 2 >= found->state().length && !found->isolated && isolate(found)))) {
+  // To map pages privately, and shared again later, takes longer than to copy them up to about this. Of what may be written to, a
+  // small part is not worth that its owner pays for its next write to any other.
+  constexpr u64 kWorthMapping = 8 << 20;
+  const u64 length = found == nullptr ? 0 : found->state().length;
+  const bool worth = length >= kWorthMapping && n * 2 >= length;
+  if (found != nullptr && (found->frozen() || (worth && !found->isolated && isolate(found)))) {
     *offset = static_cast<u64>(static_cast<const char*>(from.buf) - found->data());
     result = Py_NewRef(reinterpret_cast<PyObject*>(found));
   }

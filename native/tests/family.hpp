@@ -199,7 +199,7 @@ class Audit {
       if (a_.block(i).owner.load() == kOwnedByHolders && a_.at<Object>(i).cargoes.load() != carried_[i])
         return fail(i, "counts the messages that carry it wrongly");
     }
-    u64 used = 0, end = h_.data_off;
+    u64 used = 0, idle = 0, end = h_.data_off;
     u32 free_blocks = 0;
     for (u32 i = 1; i < n && wrong_.empty(); ++i) {
       const Block& b = a_.block(i);
@@ -209,6 +209,8 @@ class Audit {
       if (owner == 0) {
         ++free_blocks;
         if (part_of_[i] != 0) return fail(i, "is free and part of an object");
+        if (b.warm != 0 && Arena::class_bytes(b.cls) >= kPage) idle += Arena::class_bytes(b.cls);
+        if (b.warm == 0 && !is_zero(b.off, Arena::class_bytes(b.cls))) return fail(i, "is said to be new, and is not zero");
         continue;
       }
       used += Arena::class_bytes(b.cls);
@@ -222,6 +224,9 @@ class Audit {
     if (h_.bump < end) return "the bump pointer lies inside a block";
     if (used != h_.used.load())
       return "bytes in use: " + std::to_string(used) + ", counted " + std::to_string(h_.used.load());
+    if (idle != h_.idle.load())
+      return "bytes that are idle: " + std::to_string(idle) + ", counted " + std::to_string(h_.idle.load());
+    if (!is_zero(h_.bump, std::min(h_.size - h_.bump, u64{512} << 10))) return "what is to be carved is not zero";
     std::set<u32> listed;
     for (u32 c = 0; c < kClasses; ++c) {
       for (u32 i = h_.free_list[c].load(); i != 0; i = a_.block(i).next) {
@@ -234,6 +239,11 @@ class Audit {
     if (listed.size() != free_blocks)
       return std::to_string(free_blocks - listed.size()) + " free blocks are in no list";
     return wrong_;
+  }
+
+  bool is_zero(u64 offset, u64 n) const {
+    const char* at = reinterpret_cast<const char*>(&h_) + offset;
+    return std::all_of(at, at + n, [](char c) { return c == 0; });
   }
 
   /// Blocks that are not free.

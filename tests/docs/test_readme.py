@@ -19,9 +19,6 @@ BEHAVIOUR = (ROOT / "docs" / "behaviour.md").read_text(encoding="utf-8")
 #: "$ python examples/before_after.py LIBRARY NAME" and the line below it.
 EXPERIMENTS = re.findall(r"^\$ python (examples/before_after\.py) (\w+) (\S+)\n(.+)$", BEHAVIOUR, re.MULTILINE)
 
-#: The experiments of which docs/behaviour.md says that nothing is better yet.
-NOT_YET = ("R6",)
-
 
 def code_blocks(text: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
@@ -74,16 +71,10 @@ def test_every_row_of_the_table_has_its_experiment() -> None:
         assert set(rows) <= {name for _, of, name, _ in EXPERIMENTS if of == library}
 
 
-def test_what_is_not_yet_is_said_in_the_table() -> None:
-    for name in NOT_YET:
-        [row] = re.findall(rf"^\| {name} \|.*$", README, re.MULTILINE)
-        assert "comes with" in row
-
-
 @pytest.mark.parametrize(("script", "library", "name", "expected"), EXPERIMENTS, ids=lambda value: str(value)[:16])
 def test_experiment_comes_out_as_documented(script: str, library: str, name: str, expected: str) -> None:
     # Who hangs, hangs as well after one second; who has an answer gets the time that a busy machine may need.
-    hangs = library == "multiprocessing" or name in NOT_YET
+    hangs = library == "multiprocessing"
     done = run([script, library, name], FOR_EVER="1" if hangs else "60")
     assert done.returncode == 0, done.stderr
     actual = " ".join(done.stdout.splitlines()[1:]).strip()

@@ -815,6 +815,34 @@ void arena_scenarios() {
        enter,
        [](Scene& s) { s.w.arena.free(s.w.me, s.w.arena.allocate(s.w.me, 3000, Kind::kRing, 0, soon()), soon()); },
        only_one});
+  /// Blocks of four pages and more that have been written to and are free again.
+  const auto used_before = [nothing](Scene& s) {
+    nothing(s);
+    u32 i[4];
+    for (u32& k : i) {
+      k = s.w.arena.allocate(s.w.me, 20'000, Kind::kRing, 0, soon());
+      std::memset(&s.w.arena.at<char>(k), 0xA5, 20'000);
+    }
+    for (u32& k : i) s.w.arena.free(s.w.me, k, soon());
+    CHECK(s.w.arena.header().idle.load() >= 80'000);
+  };
+  add({"trim", used_before, enter, [](Scene& s) { s.w.arena.trim(s.w.me, Waiter()); },
+       [only_one](Scene& s) {
+         if (s.reached_end) CHECK_EQ(s.w.arena.header().idle.load(), 0);
+         only_one(s);
+       }});
+  add({"allocate, when room must be made",
+       [used_before](Scene& s) {
+         used_before(s);
+         Header& h = s.w.arena.header();
+         h.limit = h.bump - h.data_off;
+       },
+       enter, [](Scene& s) { s.number = s.w.arena.allocate(s.w.me, 40'000, Kind::kRing, 0, soon()); },
+       [only_one](Scene& s) {
+         clean(s.w, 1);
+         s.w.arena.header().limit = s.w.arena.header().size;
+         only_one(s);
+       }});
   add({"make and drop an object", nothing, enter,
        [](Scene& s) { s.w.arena.drop(s.w.me, s.w.object(s.w.make_lock()), soon()); }, only_one});
   add({"drop, of one handle of two", nothing, enter,

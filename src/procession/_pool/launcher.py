@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from multiprocessing import context as _context
-from multiprocessing import process as _process
 
 from procession._pool import worker as _worker
 from procession._proc.process import ForkProcess, WithResult
@@ -86,8 +85,7 @@ class Launcher:
             if self._template is None and self.method == "fork":
                 self._template = Template()
             if isinstance(process, WithResult):
-                # Without the mailbox that our own start() makes: a worker's result is nobody's.
-                _process.BaseProcess.start(process)
+                process.start_without_result()
             else:
                 process.start()
         if self._template is not None and self.method == "fork" and not isinstance(process, _TemplateProcess):

@@ -16,7 +16,9 @@ string and on the way attaches the arena::
 
 from __future__ import annotations
 
+import contextlib
 import operator
+import os
 import sys
 from multiprocessing import reduction, spawn
 
@@ -32,17 +34,23 @@ if TYPE_CHECKING:
 __all__ = ["Parcel", "Sender", "arrive"]
 
 
-def arrive(name: str, arena: Any, missing_main: str | None, hooks: list[Callable[[], object]]) -> str:
+def arrive(name: str, arena: Any, lifeline: Any, missing_main: str | None, hooks: list[Callable[[], object]]) -> str:
     """Make a spawned child a member of its parent's family; called by unpickling a `_Name`.
 
     Args:
         name: The process's name, which is what is returned.
         arena: A DupFd of the arena's descriptor; owned by the arena from here on.
+        lifeline: A DupFd of the parent's, to die with it; None if this process is to outlive it.
         missing_main: What the parent's ``__main__`` calls its file though there is no such file; its import is
             skipped.
         hooks: See `on_arrival`; they are called and passed on to this process's own children.
     """
     _native.attach(arena.detach())
+    if lifeline is not None:
+        fd = lifeline.detach()
+        with contextlib.suppress(OSError):
+            _native._arm_lifeline(fd)
+        os.close(fd)
     if missing_main is not None:
         # multiprocessing.spawn does not import a main module whose file this one already has.
         sys.modules["__main__"].__file__ = missing_main
@@ -62,26 +70,29 @@ class _ParentPath:
 class _Arrival:
     """Unpickles by calling `arrive`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, orphan_ok: bool) -> None:
         self._name = name
+        self._orphan_ok = orphan_ok
 
     def __reduce__(self) -> tuple[Any, ...]:
         path = codec.main_path()
         missing_main = path if path is not None and not codec.main_is_importable() else None
         # Only while a child is being spawned: multiprocessing decides how the descriptor gets there.
         arena = reduction.DupFd(_native.arena_fd())
-        return arrive, (self._name, arena, missing_main, list(arrival_hooks))
+        lifeline = None if self._orphan_ok else reduction.DupFd(_native._lifeline()[0])
+        return arrive, (self._name, arena, lifeline, missing_main, list(arrival_hooks))
 
 
 class _Name(str):
     """A process's name that attaches the arena where it is unpickled."""
 
-    __slots__ = ()
+    __slots__ = ("orphan_ok",)
+    orphan_ok: bool
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickle looks up a function before its arguments are built; hence this pair, whose first half is built
         # with nothing but the standard library.
-        return operator.getitem, ((_ParentPath(), _Arrival(str(self))), 1)
+        return operator.getitem, ((_ParentPath(), _Arrival(str(self), self.orphan_ok)), 1)
 
 
 class Parcel:
@@ -89,6 +100,7 @@ class Parcel:
 
     def __init__(self, process: Any, method: str) -> None:
         self._name = _Name(process._name)
+        self._name.orphan_ok = getattr(process, "orphan_ok", False)
         self._process = process
         self._method = method
 

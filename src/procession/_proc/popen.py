@@ -79,6 +79,7 @@ def launch(method: str, process: Any) -> popen_fork.Popen:
     """
     # The modules are loaded when they are needed, as in the standard library: forkserver needs sockets and selectors.
     if method == "fork":
+        _native._lifeline()
         return ForkPopen(process)
     if method == "spawn":
         from procession._proc.popen_spawn import SpawnPopen

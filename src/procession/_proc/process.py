@@ -6,9 +6,11 @@ and everything else that deals in processes goes on working. Added: `result()`, 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from multiprocessing import context as _context
+from multiprocessing import process as _process
 
 from procession import _native
 from procession._proc import popen as _popen
@@ -45,9 +47,20 @@ _TERMINATE_GRACE_S = 5.0
 
 
 class WithResult(_Base):
-    """What procession adds to a process class of the standard library."""
+    """What procession adds to a process class of the standard library.
+
+    Attributes:
+        orphan_ok: It may outlive the process that has started it. By default it is killed half a second after that has ended,
+            however it ended: by SIGKILL, a crash or `os._exit()`. To be set before `start()`, or given to the constructor.
+    """
 
     _mailbox: Mailbox | None = None
+    orphan_ok = False
+
+    def __init__(self, *args: Any, orphan_ok: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if orphan_ok:
+            self.orphan_ok = True
 
     def run(self) -> Any:
         """Run the target in the child and return its value; a subclass may override this and return its own."""
@@ -63,7 +76,18 @@ class WithResult(_Base):
         """
         if self._popen is None and not self._closed:
             self._mailbox = Mailbox()
-        super().start()
+        self.start_without_result()
+
+    def start_without_result(self) -> None:
+        """Start the child process; what its target returns is nobody's."""
+        # The standard library forbids a daemon to have children, since they would be left over when it is terminated.
+        config = _process.current_process()._config  # type: ignore[attr-defined]
+        daemon = config.pop("daemon", None)
+        try:
+            super().start()
+        finally:
+            if daemon is not None:
+                config["daemon"] = daemon
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for what the target returns (or `run()`, where it is overridden) and return it.
@@ -139,6 +163,8 @@ class WithResult(_Base):
     def _bootstrap(self, parent_sentinel: int | None = None) -> int:
         """Be the child: the standard library's bootstrap, with `run()` reporting what it comes to."""
         _native.set_process_name(self.name)
+        with contextlib.suppress(OSError):  # no /proc, or no such signals in a sandbox
+            (_native._drop_lifeline if self.orphan_ok else _native._arm_lifeline)()
         mailbox = self._mailbox
         if mailbox is not None:
             # An attribute of this one object: run() may be overridden, also by a class that knows nothing of us.

@@ -46,6 +46,7 @@ class Template:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         util._flush_std_streams()
         parent = os.getpid()
+        _native._lifeline()
         pid = _native._fork_dormant(ours.fileno(), theirs.fileno())
         if pid == 0:
             code = 1
