@@ -28,6 +28,7 @@ from procession._pool.gate import Gate
 from procession._pool.jobs import RUN, Job
 from procession._pool.pool import orders_and_options
 from procession._pool.state import Unit
+from procession._proc.threads import cpu_share
 from procession._wire import codec
 
 TYPE_CHECKING = False
@@ -255,7 +256,7 @@ class ProcessPoolExecutor(_Base):
         if mp_context is None:
             raise TypeError("mp_context: a context of procession's is needed here; use procession.ProcessPoolExecutor")
         if max_workers is None:
-            max_workers = int(mp_context.cpu_count())
+            max_workers = min(int(mp_context.cpu_count()), cpu_share())
         if max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         if max_tasks_per_child is not None:
@@ -263,7 +264,9 @@ class ProcessPoolExecutor(_Base):
                 raise TypeError("max_tasks_per_child must be an integer")
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
-        self._orders, self._options = orders_and_options(initializer, initargs, max_tasks_per_child, **options)
+        self._orders, self._options = orders_and_options(
+            max_workers, initializer, initargs, max_tasks_per_child, **options
+        )
         self._orders.as_executor = True
         # As in the standard library: what is not forked takes long to start.
         self._options.on_demand = mp_context.get_start_method() != "fork"

@@ -34,12 +34,12 @@ class ProcessionBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore
     Args:
         executor_type: What makes the executor.
         nesting_level: How many `Parallel` calls this one is inside of.
-        inner_max_num_threads: Not supported.
+        inner_max_num_threads: Threads of BLAS and the like in each worker; None for its share of the CPUs.
         options: Those of `ProcessPoolExecutor`, from ``parallel_config("procession", ...)``.
     """
 
     supports_retrieve_callback = True
-    supports_inner_max_num_threads = False
+    supports_inner_max_num_threads = True
 
     def __init__(
         self,
@@ -77,7 +77,8 @@ class ProcessionBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore
         if kept is not None and (kept._max_workers != n_jobs or kept._broken):
             kept.shutdown()
             kept = None
-        self._executor = kept or self._executor_type(n_jobs, **{"idle_timeout": _IDLE_S, **self._options})
+        options = {"idle_timeout": _IDLE_S, "threads_per_worker": self.inner_max_num_threads, **self._options}
+        self._executor = kept or self._executor_type(n_jobs, **options)
         return n_jobs
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Future[Any]], object] | None = None) -> TaskFuture:

@@ -12,6 +12,7 @@ from multiprocessing import context as _context
 from procession._pool import worker as _worker
 from procession._proc.process import ForkProcess, WithResult
 from procession._proc.template import Template, TemplateGoneError, TemplatePopen
+from procession._proc.threads import find_loaded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Launcher:
         self._template: Template | None = None
         if self.method == "forkserver":
             _preload()
+        if self.method == "fork":
+            find_loaded()
         _inherited[id(self._orders)] = orders
 
     def make_template(self) -> None:
@@ -76,6 +79,7 @@ class Launcher:
             process = _TemplateProcess(target=_main, args=args, daemon=True)
             process.template = self._template
         process.name = process.name.replace("Process", "PoolWorker").replace("_Template", "Fork")
+        process._threads = self._orders.orders.share, self._orders.orders.threads
         if self.method == "spawn":
             from multiprocessing import resource_tracker
 

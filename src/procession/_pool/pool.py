@@ -18,6 +18,7 @@ from procession._pool.jobs import RUN, TERMINATE
 from procession._pool.results import AsyncResult, MapResult
 from procession._pool.stream import Stream
 from procession._pool.worker import Orders
+from procession._proc.threads import cpu_share, threads_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Pool(_std.Pool):
         idle_timeout: After so many seconds without work the workers are let go, and started again when there is some.
         stall_report: When somebody has waited and nothing has finished for so many seconds, a line on stderr says which
             worker does what since when, once. None: never.
+        threads_per_worker: Threads that BLAS, OpenMP and the like may use in each worker. None: each worker's share of the CPUs,
+            `max(1, cpus // processes)`, unless the user has set `OMP_NUM_THREADS` and the like.
 
     Raises:
         ValueError: `processes` is less than 1, or `maxtasksperchild` no positive number.
@@ -87,6 +90,7 @@ class Pool(_std.Pool):
         restart_period: float = 10.0,
         idle_timeout: float | None = None,
         stall_report: float | None = 30.0,
+        threads_per_worker: int | None = None,
     ) -> None:
         self._state_here: str | None = None
         if context is None:
@@ -95,10 +99,11 @@ class Pool(_std.Pool):
         if processes is None and workers not in (None, 0, -1):
             processes = workers
         if processes is None:
-            processes = context.cpu_count()
+            processes = min(context.cpu_count(), cpu_share())
         if processes < 1:
             raise ValueError("Number of processes must be at least 1")
         orders, self._options = orders_and_options(
+            processes,
             initializer,
             initargs,
             maxtasksperchild,
@@ -114,6 +119,7 @@ class Pool(_std.Pool):
             restart_period=restart_period,
             idle_timeout=idle_timeout,
             stall_report=stall_report,
+            threads_per_worker=threads_per_worker,
         )
         self._ctx = context
         self._initializer = initializer
@@ -465,6 +471,7 @@ class Pool(_std.Pool):
 
 
 def orders_and_options(
+    processes: int,
     initializer: Callable[..., object] | None,
     initargs: Iterable[Any],
     most_items: int | None,
@@ -481,6 +488,7 @@ def orders_and_options(
     restart_period: float = 10.0,
     idle_timeout: float | None = None,
     stall_report: float | None = 30.0,
+    threads_per_worker: int | None = None,
 ) -> tuple[Orders, Options]:
     """Check what a pool was given, and return what its workers and its engine are told; see `Pool` for what each means.
 
@@ -501,6 +509,8 @@ def orders_and_options(
         most_items=most_items,
         most_seconds=max_age_per_child,
         most_bytes=soft,
+        share=threads_for(processes),
+        threads=None if threads_per_worker is None else _whole("threads_per_worker", threads_per_worker, 1),
         # Not as it is when a worker is started: a notebook's kernel ignores SIGINT between cells.
         interruptible=signal.getsignal(signal.SIGINT) is not signal.SIG_IGN,
     )

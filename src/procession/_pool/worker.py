@@ -19,6 +19,7 @@ from queue import Empty
 from procession import _native
 from procession._pool import messages as m
 from procession._proc import results
+from procession._proc.threads import limit_threads
 from procession._wire import codec
 
 TYPE_CHECKING = False
@@ -51,6 +52,7 @@ class Orders:
         main_by_value: What is defined in ``__main__`` comes and goes by value.
         as_executor: As the workers of concurrent.futures: a call's SystemExit is its error, a result that cannot be pickled
             has the pickler's, and an initializer's is logged.
+        share, threads: CPUs for each worker, and threads if the user has said how many; see `procession._proc.threads`.
         interruptible: SIGINT breaks off what runs, even where the process was started while its parent ignored it.
     """
 
@@ -66,6 +68,8 @@ class Orders:
         self.main_by_value = False
         self.as_executor = False
         self.interruptible = False
+        self.share = 1
+        self.threads: int | None = None
         self.__dict__.update(options)
 
 
@@ -119,6 +123,7 @@ class _Worker:
 
     def prepare(self) -> None:
         """Call what the user wants called first."""
+        limit_threads(self.orders.share, self.orders.threads)
         if self.orders.initializer is not None:
             self.orders.initializer(*self.orders.initargs)
         if self.orders.worker_init is not None:

@@ -24,6 +24,7 @@ from multiprocessing import reduction, spawn
 
 from procession import _native
 from procession._proc.popen import Reaper, arrival_hooks, on_arrival
+from procession._proc.threads import find_loaded, limit_threads
 from procession._wire import codec
 
 TYPE_CHECKING = False
@@ -34,13 +35,21 @@ if TYPE_CHECKING:
 __all__ = ["Parcel", "Sender", "arrive"]
 
 
-def arrive(name: str, arena: Any, lifeline: Any, missing_main: str | None, hooks: list[Callable[[], object]]) -> str:
+def arrive(
+    name: str,
+    arena: Any,
+    lifeline: Any,
+    threads: tuple[int, int | None] | None,
+    missing_main: str | None,
+    hooks: list[Callable[[], object]],
+) -> str:
     """Make a spawned child a member of its parent's family; called by unpickling a `_Name`.
 
     Args:
         name: The process's name, which is what is returned.
         arena: A DupFd of the arena's descriptor; owned by the arena from here on.
         lifeline: A DupFd of the parent's, to die with it; None if this process is to outlive it.
+        threads: What it may use of the CPUs; see `procession._proc.threads`.
         missing_main: What the parent's ``__main__`` calls its file though there is no such file; its import is
             skipped.
         hooks: See `on_arrival`; they are called and passed on to this process's own children.
@@ -51,6 +60,9 @@ def arrive(name: str, arena: Any, lifeline: Any, missing_main: str | None, hooks
         with contextlib.suppress(OSError):
             _native._arm_lifeline(fd)
         os.close(fd)
+    if threads is not None:
+        find_loaded()  # a fork server may have been told to load them
+        limit_threads(*threads)
     if missing_main is not None:
         # multiprocessing.spawn does not import a main module whose file this one already has.
         sys.modules["__main__"].__file__ = missing_main
@@ -70,9 +82,10 @@ class _ParentPath:
 class _Arrival:
     """Unpickles by calling `arrive`."""
 
-    def __init__(self, name: str, orphan_ok: bool) -> None:
+    def __init__(self, name: str, orphan_ok: bool, threads: tuple[int, int | None] | None) -> None:
         self._name = name
         self._orphan_ok = orphan_ok
+        self._threads = threads
 
     def __reduce__(self) -> tuple[Any, ...]:
         path = codec.main_path()
@@ -80,19 +93,20 @@ class _Arrival:
         # Only while a child is being spawned: multiprocessing decides how the descriptor gets there.
         arena = reduction.DupFd(_native.arena_fd())
         lifeline = None if self._orphan_ok else reduction.DupFd(_native._lifeline()[0])
-        return arrive, (self._name, arena, lifeline, missing_main, list(arrival_hooks))
+        return arrive, (self._name, arena, lifeline, self._threads, missing_main, list(arrival_hooks))
 
 
 class _Name(str):
     """A process's name that attaches the arena where it is unpickled."""
 
-    __slots__ = ("orphan_ok",)
+    __slots__ = ("orphan_ok", "threads")
     orphan_ok: bool
+    threads: tuple[int, int | None] | None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickle looks up a function before its arguments are built; hence this pair, whose first half is built
         # with nothing but the standard library.
-        return operator.getitem, ((_ParentPath(), _Arrival(str(self), self.orphan_ok)), 1)
+        return operator.getitem, ((_ParentPath(), _Arrival(str(self), self.orphan_ok, self.threads)), 1)
 
 
 class Parcel:
@@ -101,6 +115,7 @@ class Parcel:
     def __init__(self, process: Any, method: str) -> None:
         self._name = _Name(process._name)
         self._name.orphan_ok = getattr(process, "orphan_ok", False)
+        self._name.threads = getattr(process, "_threads", None)
         self._process = process
         self._method = method
 

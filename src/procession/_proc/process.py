@@ -14,6 +14,7 @@ from multiprocessing import process as _process
 
 from procession import _native
 from procession._proc import popen as _popen
+from procession._proc.descriptors import enough_descriptors
 from procession._proc.results import Mailbox
 
 TYPE_CHECKING = False
@@ -56,6 +57,8 @@ class WithResult(_Base):
 
     _mailbox: Mailbox | None = None
     orphan_ok = False
+    # What a pool's worker may use of the CPUs: the arguments of `limit_threads`.
+    _threads: tuple[int, int | None] | None = None
 
     def __init__(self, *args: Any, orphan_ok: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -73,6 +76,7 @@ class WithResult(_Base):
 
         Raises:
             Exception: The target or an argument cannot be pickled (spawn and forkserver); a note names which.
+            OSError: No descriptors are left, and the soft limit cannot be raised any more.
         """
         if self._popen is None and not self._closed:
             self._mailbox = Mailbox()
@@ -84,7 +88,8 @@ class WithResult(_Base):
         config = _process.current_process()._config  # type: ignore[attr-defined]
         daemon = config.pop("daemon", None)
         try:
-            super().start()
+            with enough_descriptors(f"to start {self.name}"):
+                super().start()
         finally:
             if daemon is not None:
                 config["daemon"] = daemon
