@@ -7,7 +7,8 @@ What may stay, and why:
 - the two helper processes of the standard library, ``resource_tracker`` and the fork server, with the pipe ends and
   the socket that belong to them: one of each in a process, started on first use, ended with the process;
 - the thread, the listener and the socket of ``multiprocessing.resource_sharer``, likewise;
-- the family's one arena (a memfd and its mapping), and the process's lifeline (a pipe), created on first use;
+- the family's one arena (a memfd and its mapping), the process's lifeline (a pipe) and the file for its stacks (a memfd), created on
+  first use;
 - the ``pymp-*`` directory of ``multiprocessing.util.get_temp_dir()``, removed at exit.
 """
 
@@ -95,6 +96,9 @@ class _Singletons:
         if native is not None and getattr(native, "has_arena", bool)():
             fd = native.arena_fd()
             self.fds |= {fd, *native._lifeline()}
+        stacks = sys.modules.get("procession._proc.stacks")
+        if stacks is not None:
+            self.fds.add(stacks._fd)
             self.arena = os.fstat(fd).st_ino
 
 

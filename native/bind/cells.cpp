@@ -211,7 +211,28 @@ PyObject* keep_last_words(PyObject*, PyObject* args) noexcept {
   Py_RETURN_NONE;
 }
 
+int end_to = -1;
+
+void write_end(int) noexcept {
+  const int saved = errno;
+  if (write(end_to, "", 1) < 0) {}
+  errno = saved;
+}
+
+PyObject* write_end_at(PyObject*, PyObject* args) noexcept {
+  int number;
+  if (!PyArg_ParseTuple(args, "ii:_write_end_at", &number, &end_to)) return nullptr;
+  struct sigaction action = {};
+  action.sa_handler = write_end;
+  action.sa_flags = SA_RESTART | SA_ONSTACK;
+  if (sigaction(number, &action, nullptr) != 0) return PyErr_SetFromErrno(PyExc_OSError);
+  Py_RETURN_NONE;
+}
+
 PyMethodDef functions[] = {
+    {"_write_end_at", write_end_at, METH_VARARGS,
+     "_write_end_at(signal, fd)\n--\n\nWrite a zero byte into `fd` when the signal comes: to be chained after "
+     "faulthandler.register()."},
     {"_serve", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(serve)), METH_FASTCALL,
      "_serve(get, put, functions, cells, wid, timeout)\n--\n\nTake messages and answer those that are one plain item "
      "for a "

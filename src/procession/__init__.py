@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         WorkerMemoryError,
     )
     from procession._proc.limits import cpu_limits, memory_limit, memory_limits
+    from procession._proc.stacks import dump
     from procession._version import __version__
     from procession._wire.arrays import Holder, Memory, array, empty, memory, shared, zeros
     from procession.context import (
@@ -142,6 +143,7 @@ __all__ = [
     "cpu_count",
     "cpu_limits",
     "current_process",
+    "dump",
     "empty",
     "freeze_support",
     "get_all_start_methods",
@@ -186,6 +188,7 @@ _HOMES = {
     "__version__": "_version",
     "array": "_wire.arrays",
     "cpu_limits": "_proc.limits",
+    "dump": "_proc.stacks",
     "empty": "_wire.arrays",
     "install": "install",
     "memory": "_wire.arrays",

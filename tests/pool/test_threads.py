@@ -78,7 +78,9 @@ def test_what_cannot_be_is_refused(wrong):
         procession.Pool(1, threads_per_worker=wrong)
 
 
-@pytest.mark.leaks("a worker's own fork server leaves its socket, as in the stdlib; its directory goes with this process")
+@pytest.mark.leaks(
+    "a worker's own fork server leaves its socket, as in the stdlib; its directory goes with this process"
+)
 def test_a_pool_within_a_worker_shares_the_share(start_method):
     with procession.get_context(start_method).Pool(2) as pool:
         inner, share, workers = pool.apply(settings_of_a_pool_within, (start_method,))

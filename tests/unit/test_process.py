@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import multiprocessing
 import os
@@ -360,3 +361,58 @@ def test_module_level_lock_of_the_child_works(ctx) -> None:
     """The arena is attached before the child imports anything of the user's."""
     with ctx.Process(target=use_module_lock, args=(ctx.Lock(),)) as p:
         assert p.result(timeout=WAIT_S) == "both"
+
+
+# -- await
+
+
+def divide(a, b):
+    return a / b
+
+
+def wait_and_say(event, number):
+    event.wait()
+    return number
+
+
+def test_await_gives_the_result(ctx) -> None:
+    async def main() -> object:
+        event = ctx.Event()
+        processes = [ctx.Process(target=wait_and_say, args=(event, n)) for n in range(3)]
+        for process in processes:
+            process.start()
+        waiting = asyncio.gather(*processes)
+        await asyncio.sleep(0.01)  # the loop is free meanwhile
+        assert not waiting.done()
+        event.set()
+        results = await waiting
+        assert await processes[0] == 0  # again
+        for process in processes:
+            process.join()
+            process.close()
+        return results
+
+    threads = threading.active_count()
+    assert asyncio.run(main()) == [0, 1, 2]
+    assert threading.active_count() == threads
+
+
+def test_await_raises_what_the_target_raised(ctx, capfd) -> None:
+    async def main() -> None:
+        with ctx.Process(target=divide, args=(1, 0)) as process, pytest.raises(ZeroDivisionError):
+            await process
+        with pytest.raises(ValueError, match="start"):
+            await ctx.Process()
+
+    asyncio.run(main())
+
+
+def test_cancelling_the_await_terminates_the_process(ctx) -> None:
+    async def main() -> None:
+        with ctx.Process(target=time.sleep, args=(1000,)) as process:
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(process, 0.05)
+            process.join()
+            assert process.exitcode == -signal.SIGTERM
+
+    asyncio.run(main())

@@ -14,12 +14,13 @@ from multiprocessing import process as _process
 
 from procession import _native
 from procession._proc import popen as _popen
+from procession._proc import stacks
 from procession._proc.descriptors import enough_descriptors
 from procession._proc.results import Mailbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from types import TracebackType
     from typing import Any
 
@@ -84,6 +85,7 @@ class WithResult(_Base):
 
     def start_without_result(self) -> None:
         """Start the child process; what its target returns is nobody's."""
+        stacks.prepare()
         # The standard library forbids a daemon to have children, since they would be left over when it is terminated.
         config = _process.current_process()._config  # type: ignore[attr-defined]
         daemon = config.pop("daemon", None)
@@ -140,6 +142,38 @@ class WithResult(_Base):
             raise ValueError(f"{self.name} has not been started: call start() before {method}()")
         return self._mailbox.collect(self._popen, self.name, timeout)
 
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Wait for the process's end without blocking the event loop; as `result()` otherwise. Cancelling it terminates the process.
+
+        No thread waits: the loop is told by a pidfd.
+        """
+        return self._ended().__await__()
+
+    async def _ended(self) -> Any:
+        import asyncio  # late: few programs have it
+
+        self._check_closed()
+        if self._popen is None:
+            raise ValueError(f"{self.name} has not been started: call start() before await")
+        if self._popen.poll() is not None:
+            return self.result()
+        try:
+            fd = os.pidfd_open(self._popen.pid)
+        except ProcessLookupError:  # of a fork server
+            return self.result()
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(fd, ended.set)
+        try:
+            await ended.wait()
+        except asyncio.CancelledError:
+            self.terminate()
+            raise
+        finally:
+            loop.remove_reader(fd)
+            os.close(fd)
+        return self.result()
+
     def close(self) -> None:
         """Close the object and free the result; a ValueError while the process is running."""
         super().close()
@@ -168,6 +202,7 @@ class WithResult(_Base):
     def _bootstrap(self, parent_sentinel: int | None = None) -> int:
         """Be the child: the standard library's bootstrap, with `run()` reporting what it comes to."""
         _native.set_process_name(self.name)
+        stacks.prepare()
         with contextlib.suppress(OSError):  # no /proc, or no such signals in a sandbox
             (_native._drop_lifeline if self.orphan_ok else _native._arm_lifeline)()
         mailbox = self._mailbox

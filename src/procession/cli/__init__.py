@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_COMMANDS = ("run", "doctor", "demo")
+_COMMANDS = ("run", "doctor", "demo", "stack")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
