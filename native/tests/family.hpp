@@ -210,7 +210,8 @@ class Audit {
         ++free_blocks;
         if (part_of_[i] != 0) return fail(i, "is free and part of an object");
         if (b.warm != 0 && Arena::class_bytes(b.cls) >= kPage) idle += Arena::class_bytes(b.cls);
-        if (b.warm == 0 && !is_zero(b.off, Arena::class_bytes(b.cls))) return fail(i, "is said to be new, and is not zero");
+        if (b.warm == 0 && !is_zero(b.off, Arena::class_bytes(b.cls)))
+          return fail(i, "is said to be new, and is not zero");
         continue;
       }
       used += Arena::class_bytes(b.cls);
