@@ -192,7 +192,7 @@ def test_a_call_that_takes_too_long_ends_with_its_workers():
 
 def test_threads_within_workers_are_limited():
     with parallel_config("procession", n_jobs=2, inner_max_num_threads=3):
-        assert Parallel()(delayed(os.environ.get)("OMP_NUM_THREADS") for _ in range(2)) == ["3", "3"]
+        assert Parallel()(delayed(os.getenv)("OMP_NUM_THREADS") for _ in range(2)) == ["3", "3"]
 
 
 def test_without_joblib_it_says_what_is_missing():
