@@ -96,10 +96,10 @@ class _Singletons:
         if native is not None and getattr(native, "has_arena", bool)():
             fd = native.arena_fd()
             self.fds |= {fd, *native._lifeline()}
+            self.arena = os.fstat(fd).st_ino
         stacks = sys.modules.get("procession._proc.stacks")
         if stacks is not None:
             self.fds.add(stacks._fd)
-            self.arena = os.fstat(fd).st_ino
 
 
 @dataclass(frozen=True)
