@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 import procession
@@ -65,7 +66,7 @@ def test_from_outside_also_one_that_holds_the_gil(start_method):
     assert done.stderr == ""
 
 
-def test_one_that_is_stopped_does_not_answer(monkeypatch):
+def test_one_that_is_stopped_does_not_answer(monkeypatch, wait_until):
     from procession._proc import stacks
 
     monkeypatch.setattr(stacks, "_PATIENCE_S", 0.2)
@@ -75,6 +76,7 @@ def test_one_that_is_stopped_does_not_answer(monkeypatch):
         started.wait()
         os.kill(process.pid, signal.SIGSTOP)
         try:
+            wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED, "the stop")
             text = dumped()
         finally:
             os.kill(process.pid, signal.SIGCONT)
