@@ -127,7 +127,7 @@ def sanitizers(session: nox.Session, which: str) -> None:
 def bench(session: nox.Session) -> None:
     """The benchmarks, beside the rivals where they can be installed. Arguments after ``--`` go to benchmarks/run.py."""
     session.install(".")
-    queues = ("cloudtoid-interprocess", "faster-fifo")
+    queues = ("cloudtoid-interprocess", "faster-fifo", "iceoryx2", "py-sharedmemory", "torch==2.13.0+cpu")
     pools = ("loky", "joblib", "mpire", "pebble", "billiard", "distributed", "dask", "ray")
     for rival in (*queues, *pools):
         session.install(rival, success_codes=[0, 1])

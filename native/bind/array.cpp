@@ -189,7 +189,8 @@ PyObject* rebuild_array(PyObject*, PyObject* const* args, Py_ssize_t nargs) noex
   }
   if (ndarray == nullptr && !load_numpy()) return nullptr;
   const char* letter = PyUnicode_Check(args[2]) ? PyUnicode_AsUTF8(args[2]) : "";
-  const Kind* kind = letter == nullptr ? nullptr : kind_of(*letter);
+  const bool one = letter != nullptr && letter[0] != '\0' && letter[1] == '\0';
+  const Kind* kind = letter == nullptr ? nullptr : kind_of(one ? *letter : '\0');
   PyObject* array = kind == nullptr ? nullptr : writable(call_ndarray(args[1], *kind, args[0], args[3] == Py_True));
   if (array == nullptr || !PyTuple_Check(args[3])) return array;
   PyObject* transposed = PyObject_CallMethod(array, "transpose", "(O)", args[3]);

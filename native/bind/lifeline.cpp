@@ -7,6 +7,7 @@
 // started the child ends, and of a child of a fork server or template, when that ends.
 #include <poll.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "handle.hpp"
@@ -17,28 +18,43 @@ namespace {
 // After the signal: long enough for a process that waits for its parent's death to do what it wants to do then.
 constexpr long kGraceNs = 500'000'000;
 
+/// An end of a pipe. What user code closes (a daemon closes all that it finds) may be another file's number by now.
+struct End {
+  int fd = -1;
+  ino_t pipe = 0;
+
+  void set(int to) noexcept {
+    struct stat s;
+    fd = to;
+    pipe = fstat(fd, &s) == 0 ? s.st_ino : 0;
+  }
+  bool is_there() const noexcept {
+    struct stat s;
+    return fd >= 0 && fstat(fd, &s) == 0 && s.st_ino == pipe;
+  }
+  void close() noexcept {
+    if (is_there()) ::close(fd);
+    fd = -1;
+  }
+};
+
 struct {
-  int read = -1, write = -1;  // this process's
-  int inherited = -1;         // its parent's, not looked at yet
-  int armed = -1;             // its parent's; the kernel tells when it breaks
+  End read, write;  // this process's
+  End inherited;    // its parent's, not looked at yet
+  End armed;        // its parent's; the kernel tells when it breaks
 } line;
 timer_t timer;
 
 int parent_signal() noexcept { return SIGRTMAX - 1; }
 
-void close_one(int& fd) noexcept {
-  if (fd >= 0) close(fd);
-  fd = -1;
-}
-
 /// In whatever has been forked, by whomever.
 void after_fork() noexcept {
-  close_one(line.write);
-  close_one(line.armed);
-  if (line.read < 0) return;
-  close_one(line.inherited);
+  line.write.close();
+  line.armed.close();
+  if (!line.read.is_there()) return;
+  line.inherited.close();
   line.inherited = line.read;
-  line.read = -1;
+  line.read.fd = -1;
 }
 
 bool watch_forks() noexcept {
@@ -81,34 +97,34 @@ bool arm(int fd) noexcept {
     return false;
   }
   pthread_sigmask(SIG_UNBLOCK, &unblocked, nullptr);
-  close_one(line.armed);
-  line.armed = own;
+  line.armed.close();
+  line.armed.set(own);
   pollfd broken{own, 0, 0};
   if (poll(&broken, 1, 0) > 0) raise(parent_signal());  // before it was armed
   return true;
 }
 
 PyObject* lifeline(PyObject*, PyObject*) noexcept {
-  if (line.read < 0) {
+  if (!line.read.is_there() || !line.write.is_there()) {
     int ends[2];
     if (!watch_forks() || pipe2(ends, O_CLOEXEC) != 0) return PyErr_SetFromErrno(PyExc_OSError);
-    line.read = ends[0];
-    line.write = ends[1];
+    line.read.set(ends[0]);
+    line.write.set(ends[1]);
   }
-  return Py_BuildValue("ii", line.read, line.write);
+  return Py_BuildValue("ii", line.read.fd, line.write.fd);
 }
 
 PyObject* arm_lifeline(PyObject*, PyObject* args) noexcept {
-  int fd = line.inherited;
+  int fd = line.inherited.is_there() ? line.inherited.fd : -1;
   if (!PyArg_ParseTuple(args, "|i:_arm_lifeline", &fd)) return nullptr;
   if (fd < 0) Py_RETURN_NONE;
   if (!arm(fd)) return PyErr_SetFromErrno(PyExc_OSError);
-  if (fd == line.inherited) close_one(line.inherited);
+  if (fd == line.inherited.fd) line.inherited.close();
   Py_RETURN_NONE;
 }
 
 PyObject* drop_lifeline(PyObject*, PyObject*) noexcept {
-  close_one(line.inherited);
+  line.inherited.close();
   Py_RETURN_NONE;
 }
 
@@ -129,7 +145,7 @@ PyMethodDef functions[] = {
 }  // namespace
 
 void arm_inherited_lifeline() noexcept {
-  if (line.inherited >= 0) arm(line.inherited);
+  if (line.inherited.is_there()) arm(line.inherited.fd);
 }
 
 bool add_lifeline_functions(PyObject* module) noexcept { return PyModule_AddFunctions(module, functions) == 0; }

@@ -49,6 +49,10 @@ PyObject* pack_numbers(PyObject* list) noexcept {
 bool is_numbers(char letter) noexcept { return letter == kInts || letter == kFloats; }
 
 PyObject* unpack_numbers(const char* at, Py_ssize_t length) noexcept {
+  if (length % 8 != 1) {
+    PyErr_SetString(PyExc_ValueError, "these bytes do not come from _pack()");
+    return nullptr;
+  }
   const char letter = *at++;
   const Py_ssize_t n = length / 8;
   PyObject* list = PyList_New(n);

@@ -8,13 +8,16 @@ import sys
 import pytest
 
 MANY = """
-import resource, sys
+import os, resource, sys, time
 import procession as mp
 def run(code, soft, hard):
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     exec(code)
 def wait(event):
     event.wait()
+def pid(_):
+    time.sleep(0.001)
+    return os.getpid()
 if __name__ == "__main__":
     run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
 """
@@ -63,13 +66,6 @@ def test_the_hard_limit_is_an_error_with_the_numbers(tmp_path):
 def test_a_large_pool(tmp_path):
     code = """
 with mp.get_context("fork").Pool(40) as pool:
-    print(len(set(pool.map(wait_a_little, range(400), chunksize=1))) > 1)
+    print(len(set(pool.map(pid, range(400), chunksize=1))) > 1)
 """
-    program = MANY.replace(
-        "def wait(",
-        "def wait_a_little(_):\n    import os, time\n    time.sleep(0.001)\n    return os.getpid()\ndef wait(",
-    )
-    path = tmp_path / "program.py"
-    path.write_text(program)
-    done = subprocess.run([sys.executable, path, code, "100", "4096"], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("True\n", "")
+    assert run(tmp_path, code, 100, 4096) == ("True\n", "")

@@ -147,6 +147,49 @@ os._exit(0)
         program.stdout.close()
 
 
+def test_a_daemon_that_closes_everything(tmp_path):
+    """The numbers of what procession had open are its log's and others' by then: they are left alone."""
+    code = """
+import os, sys
+import procession as mp
+mp.set_start_method("fork")
+def write(log, text):
+    os.write(log, text)
+process = mp.Process(target=int)
+process.start()
+process.join()
+if os.fork() == 0:
+    os.closerange(3, 100)
+    logs = [os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND) for _ in range(40)]
+    import time
+    process = os.fork()
+    if process == 0:
+        mp.Process(target=write, args=(logs[0], b"never"))
+        for log in logs:
+            write(log, b"x")
+        os._exit(0)
+    os.waitpid(process, 0)
+    from procession import _native
+    from procession._proc import stacks
+    stacks.prepare()
+    _native._lifeline()
+    if os.fork() == 0:
+        _native._arm_lifeline()
+        stacks.prepare()
+        for log in logs:
+            write(log, b"y")
+        os._exit(0)
+    os.wait()
+    for log in logs:
+        write(log, b"z")
+    os._exit(0)
+os.wait()
+"""
+    log = tmp_path / "log"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, log], check=True)
+    assert log.read_text() == "x" * 40 + "y" * 40 + "z" * 40
+
+
 def test_orphan_ok_is_an_attribute_too(ctx):
     assert not ctx.Process().orphan_ok
     assert ctx.Process(orphan_ok=True).orphan_ok

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 import procession
+from procession._proc import stacks
 from tests.crash.test_orphans import ROOT, started
 
 
@@ -53,6 +54,14 @@ def test_again_and_only_what_is_new():
     assert first.count("in dumped") == second.count("in dumped") == 1
 
 
+def test_what_was_told_is_not_kept():
+    sizes = []
+    for _ in range(3):
+        dumped()
+        sizes.append(os.fstat(stacks._fd).st_size)
+    assert sizes[2] < 2 * sizes[0]
+
+
 @pytest.mark.leaks("a killed parent leaves the directory of the fork server's socket, as in the stdlib")
 def test_from_outside_also_one_that_holds_the_gil(start_method):
     with started(start_method, "busy", "none") as (program, pids):
@@ -67,8 +76,6 @@ def test_from_outside_also_one_that_holds_the_gil(start_method):
 
 
 def test_one_that_is_stopped_does_not_answer(monkeypatch, wait_until):
-    from procession._proc import stacks
-
     monkeypatch.setattr(stacks, "_PATIENCE_S", 0.2)
     ctx = procession.get_context("fork")
     started, event = ctx.Event(), ctx.Event()

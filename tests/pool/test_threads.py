@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
 import procession
 from procession._proc import threads
-from procession._proc.threads import VARIABLES, cpu_share, find_loaded, limit_threads, threads_for
+from procession._proc.threads import VARIABLES, find_loaded, limit_threads, threads_for, within_share
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def blas_threads(_=None):
 
 def settings_of_a_pool_within(method):
     with procession.get_context(method).Pool(2) as pool:
-        return pool.apply(settings), cpu_share(), len(procession.get_context(method).Pool()._pool)
+        return pool.apply(settings), within_share(1000), len(procession.get_context(method).Pool()._pool)
 
 
 def all_equal(n):
@@ -72,6 +73,21 @@ def test_what_the_user_has_set_stays_unless_he_says_otherwise(method, monkeypatc
         assert pool.apply(settings) == all_equal(3)
 
 
+@pytest.mark.parametrize("text", ["4,2", " 3 ", "0", "many", ""])
+def test_whatever_the_user_has_set_the_pool_works(text, monkeypatch):
+    """OpenMP knows one number for each level of nesting, and ignores what it does not understand."""
+    pytest.importorskip("numpy")  # so that there is something to be told
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    with procession.get_context("fork").Pool(2) as pool:
+        assert pool.apply(settings)["OMP_NUM_THREADS"] == text
+
+
+def test_a_library_that_is_just_being_imported_is_let_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    with procession.get_context("fork").Pool(1) as pool:
+        assert pool.apply(int) == 0
+
+
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "2"])
 def test_what_cannot_be_is_refused(wrong):
     with pytest.raises(ValueError, match="threads_per_worker"):
@@ -84,9 +100,9 @@ def test_what_cannot_be_is_refused(wrong):
 def test_a_pool_within_a_worker_shares_the_share(start_method):
     with procession.get_context(start_method).Pool(2) as pool:
         inner, share, workers = pool.apply(settings_of_a_pool_within, (start_method,))
-    here = min(8, procession.cpu_count()) if start_method != "fork" else 8
-    assert share == min(4, here)
-    assert inner == all_equal(max(1, share // 2))
+    cpus = 8 if start_method == "fork" else procession.cpu_count()
+    assert share == 4
+    assert inner == all_equal(max(1, min(share, cpus) // 2))
     assert workers == min(share, procession.cpu_count())
 
 

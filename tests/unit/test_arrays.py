@@ -299,6 +299,9 @@ def test_a_subclass_keeps_its_type_and_a_name_is_not_enough():
         assert type(q.get()) is type(array)
     with pytest.raises(ValueError, match="there is no type 'x'"):
         _native._array(b"", (0,), "x", False)
+    for wrong in ("dd", "", None):
+        with pytest.raises(ValueError, match="there is no type"):
+            _native._array(b"", (0,), wrong, False)
     with pytest.raises(TypeError):
         _native._array(b"", (1,), "d", False)
 

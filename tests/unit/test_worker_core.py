@@ -33,7 +33,15 @@ def test_any_other_list_is_left_to_pickle(other) -> None:
 
 @pytest.mark.parametrize(
     ("data", "error"),
-    [(b"", SystemError), (b"R\0\0", SystemError), (b"l\xff\xff", SystemError), ("I", TypeError), (None, TypeError)],
+    [
+        (b"I123", ValueError),
+        (b"I" + bytes(7), ValueError),
+        (b"", SystemError),
+        (b"R\0\0", SystemError),
+        (b"l\xff\xff", SystemError),
+        ("I", TypeError),
+        (None, TypeError),
+    ],
 )
 def test_bytes_that_are_not_packed_are_refused(data, error) -> None:
     with pytest.raises(error):

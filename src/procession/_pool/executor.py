@@ -28,7 +28,7 @@ from procession._pool.gate import Gate
 from procession._pool.jobs import RUN, Job
 from procession._pool.pool import orders_and_options
 from procession._pool.state import Unit
-from procession._proc.threads import cpu_share
+from procession._proc.threads import within_share
 from procession._wire import codec
 
 TYPE_CHECKING = False
@@ -256,7 +256,7 @@ class ProcessPoolExecutor(_Base):
         if mp_context is None:
             raise TypeError("mp_context: a context of procession's is needed here; use procession.ProcessPoolExecutor")
         if max_workers is None:
-            max_workers = min(int(mp_context.cpu_count()), cpu_share())
+            max_workers = within_share(int(mp_context.cpu_count()))
         if max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         if max_tasks_per_child is not None:

@@ -12,6 +12,7 @@ from joblib._parallel_backends import AutoBatchingMixin, FallbackToBackend, Sequ
 from joblib.parallel import ParallelBackendBase
 
 from procession._proc.limits import cpu_count
+from procession._proc.threads import within_share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +66,7 @@ class ProcessionBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore
                 "procession's workers are not started below threads of joblib's, setting n_jobs=1", stacklevel=3
             )
             return 1
-        return n_jobs if n_jobs > 0 else max(cpu_count() + 1 + n_jobs, 1)
+        return n_jobs if n_jobs > 0 else max(within_share(cpu_count()) + 1 + n_jobs, 1)
 
     def configure(self, n_jobs: int = 1, parallel: Any = None, **_: Any) -> int:
         """Make the executor. joblib's own options (`max_nbytes`, `temp_folder`, ...) are for memory maps, which there are none of."""

@@ -7,7 +7,7 @@ To a worker::
 
     (DEFINE, fid, data, mode, seed, print_of_code)   what later messages call `fid`
     (FORGET, fid)
-    (ITEM, seq, fid, index, value)                   one item, plain
+    (ITEM, seq, fid, index, value)                   one item, plain, or a NumPy array of numbers, or a short tuple with such
     (PICKLED, seq, fid, index, data)                 one item
     (CHUNK, seq, fid, index, data)                   a list of items, of which the first has this index
     (PING, number)                                   answer when all that came before is answered

@@ -18,7 +18,7 @@ from procession._pool.jobs import RUN, TERMINATE
 from procession._pool.results import AsyncResult, MapResult
 from procession._pool.stream import Stream
 from procession._pool.worker import Orders
-from procession._proc.threads import cpu_share, threads_for
+from procession._proc.threads import threads_for, within_share
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Pool(_std.Pool):
         if processes is None and workers not in (None, 0, -1):
             processes = workers
         if processes is None:
-            processes = min(context.cpu_count(), cpu_share())
+            processes = within_share(context.cpu_count())
         if processes < 1:
             raise ValueError("Number of processes must be at least 1")
         orders, self._options = orders_and_options(

@@ -145,7 +145,7 @@ class WithResult(_Base):
     def __await__(self) -> Generator[Any, None, Any]:
         """Wait for the process's end without blocking the event loop; as `result()` otherwise. Cancelling it terminates the process.
 
-        No thread waits: the loop is told by a pidfd.
+        No thread waits: the loop is told by a descriptor.
         """
         return self._ended().__await__()
 
@@ -159,8 +159,8 @@ class WithResult(_Base):
             return self.result()
         try:
             fd = os.pidfd_open(self._popen.pid)
-        except ProcessLookupError:  # of a fork server
-            return self.result()
+        except OSError:  # a fork server's child that has just ended, or a sandbox
+            fd = os.dup(self._popen.sentinel)
         ended = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_reader(fd, ended.set)

@@ -29,21 +29,27 @@ _LOOK_S = 0.002
 
 # This process's file, and whose it is: a forked child has its parent's at first.
 _fd = -1
+_inode = 0
 _owner = 0
 
 
 def prepare() -> None:
     """Have this process tell its stacks when it is asked to."""
-    global _fd, _owner
+    global _fd, _inode, _owner
     if _owner == os.getpid():
         return
     import faulthandler
+    import fcntl
 
     with contextlib.suppress(OSError, ValueError):  # no descriptors, or it is forbidden: it tells nothing then
-        former, _fd = _fd, os.memfd_create(_NAME)
-        _owner = os.getpid()
-        if former >= 0:
-            os.close(former)
+        fd = os.memfd_create(_NAME)
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+        former, inode = _fd, _inode
+        _fd, _inode, _owner = fd, os.fstat(fd).st_ino, os.getpid()
+        # A daemon closes all that it finds, and the number may be another file's by now.
+        with contextlib.suppress(OSError):
+            if os.fstat(former).st_ino == inode:
+                os.close(former)
         faulthandler.unregister(_SIGNAL)  # the parent's
         _native._write_end_at(_SIGNAL, _fd)
         faulthandler.register(_SIGNAL, file=_fd, all_threads=True, chain=True)
@@ -130,13 +136,12 @@ def _ask(pid: int, status: dict[str, str]) -> str:
     path = _file_of(pid)
     if not caught or path is None:
         return "no stacks: no Python process, or none that procession has started or that has started one with it"
-    with open(path, "rb") as file:
-        begin = file.seek(0, os.SEEK_END)
+    with open(path, "r+b") as file:
+        file.truncate(0)  # what it told before
         os.kill(pid, _SIGNAL)
         deadline = time.monotonic() + _PATIENCE_S
         text = file.read()
         while time.monotonic() < deadline and not text.endswith(b"\0"):
             time.sleep(_LOOK_S)
-            file.seek(begin)
-            text = file.read()
+            text += file.read()
     return text.decode("utf-8", "replace").strip("\0\n ") or "no stacks: it does not answer"

@@ -21,6 +21,7 @@ from multiprocessing import context as _context
 from multiprocessing import reduction, util
 
 from procession import _native
+from procession._proc.descriptors import enough_descriptors
 from procession._proc.popen import Reaper
 from procession._wire import codec
 
@@ -43,10 +44,11 @@ class Template:
     """
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with enough_descriptors("for a pool's template process"):
+            _native._lifeline()
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         util._flush_std_streams()
         parent = os.getpid()
-        _native._lifeline()
         pid = _native._fork_dormant(ours.fileno(), theirs.fileno())
         if pid == 0:
             code = 1

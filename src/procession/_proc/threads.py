@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["VARIABLES", "cpu_share", "find_loaded", "limit_threads", "threads_for"]
+__all__ = ["VARIABLES", "find_loaded", "limit_threads", "threads_for", "within_share"]
 
 #: As in joblib and dask.
 VARIABLES = (
@@ -47,16 +47,16 @@ def _cpus() -> int:
     return cpu_count()  # 0.1 ms, which is much against the start of a pool
 
 
-def cpu_share() -> int:
-    """Return how many CPUs this process may use: what `cpu_count()` told first, or its share as a worker of a pool."""
+def within_share(cpus: int) -> int:
+    """Return how many of these CPUs this process may use: all, or its share as a worker of a pool."""
     with contextlib.suppress(KeyError, ValueError):
-        return max(1, min(_cpus(), int(os.environ[_SHARE])))
-    return _cpus()
+        return max(1, min(cpus, int(os.environ[_SHARE])))
+    return cpus
 
 
 def threads_for(workers: int) -> int:
-    """Return the share of each of so many workers."""
-    return max(1, cpu_share() // workers)
+    """Return the share of each of so many workers, of what `cpu_count()` told first."""
+    return max(1, within_share(_cpus()) // workers)
 
 
 def limit_threads(share: int, threads: int | None) -> None:
@@ -72,11 +72,14 @@ def limit_threads(share: int, threads: int | None) -> None:
         # What an outer pool has set is not the user's.
         if threads is not None or os.environ.get(name) in (None, former):
             os.environ[name] = str(threads or share)
+    # The user's may be one number for each level of nesting, or nothing that we know.
+    outermost = os.environ["OMP_NUM_THREADS"].partition(",")[0].strip()
+    now = int(outermost) if outermost.isdecimal() and int(outermost) else share
     if _controller is not None:
-        _controller.limit(limits=threads or int(os.environ["OMP_NUM_THREADS"]))
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(threads or int(os.environ["OMP_NUM_THREADS"]))
+        _controller.limit(limits=now)
+    set_num_threads = getattr(sys.modules.get("torch"), "set_num_threads", None)  # not while it is being imported
+    if set_num_threads is not None:
+        set_num_threads(now)
 
 
 def find_loaded() -> None:
